@@ -1,0 +1,1 @@
+"""Load: the workloads of the paper, as Locust users."""

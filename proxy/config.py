@@ -1,0 +1,268 @@
+"""The one configuration model: a YAML file, overlaid by `JOULEGATE_*` environment variables.
+
+Every key is checked; an unknown one is an error that names the nearest right one. Every secret can be given inline or
+as `<name>_file`, the path of a file that holds it.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+import yaml
+from platformdirs import user_state_path
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line a person can act on."""
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Listen(Strict):
+    """Where the gateway listens. Port 0 takes a free one."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8080
+
+
+class Host(Strict):
+    """A machine with counters: read here (`local`) or through its `zeusd`. Wattages are for estimates alone."""
+
+    local: bool = False
+    zeusd: str | None = None
+    pue: Annotated[float, Field(ge=1)] = 1.0
+    cpu_watts: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def one_way_to_read(self) -> Self:
+        if self.local and self.zeusd:
+            raise ValueError("give either local: true or zeusd, not both")
+        return self
+
+
+class EngineConfig(Strict):
+    """One serving endpoint. `embedded` starts a small model inside the gateway's host and needs no url."""
+
+    name: Name
+    kind: str
+    url: str = ""
+    devices: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    api_key: str | None = None
+    api_key_file: Path | None = None
+    model_path: Path | None = None
+    slots: Annotated[int, Field(ge=1, le=256)] = 4
+    context: Annotated[int, Field(ge=128)] = 2048
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+    @model_validator(mode="after")
+    def url_is_given_where_needed(self) -> Self:
+        if self.kind == "embedded":
+            return self
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"engine {self.name}: url must begin with http:// or https://, not {self.url!r}")
+        if self.model_path is not None:
+            raise ValueError(f"engine {self.name}: model_path is for kind embedded alone")
+        return self
+
+    def secret(self) -> str | None:
+        return read_secret(self.api_key, self.api_key_file)
+
+
+class Slo(Strict):
+    """Service-level objective, in seconds."""
+
+    ttft_p95: Seconds | None = None
+    itl_p95: Seconds | None = None
+    run_p95: Seconds | None = None
+
+
+class Workflow(Strict):
+    """What is known of a workflow: its steps, objective, patience and quiet time (seconds)."""
+
+    steps: tuple[str, ...] = ()
+    slo: Slo = Slo()
+    patience: Annotated[float, Field(ge=0)] = 0.0
+    quiet: Seconds = 60.0
+
+
+class PolicyConfig(BaseModel):
+    """The policy's name; every other key is the policy's own and is checked by it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = "observe"
+
+    def options(self) -> dict[str, Any]:
+        return dict(self.model_extra or {})
+
+
+class Key(Strict):
+    """A client's key. `report` puts energy into every reply of this key, without the header."""
+
+    tenant: Name
+    key: str | None = None
+    key_file: Path | None = None
+    report: bool = False
+
+    @model_validator(mode="after")
+    def one_secret(self) -> Self:
+        if (self.key is None) == (self.key_file is None):
+            raise ValueError(f"key of tenant {self.tenant}: give either key or key_file")
+        return self
+
+    def secret(self) -> str:
+        return read_secret(self.key, self.key_file) or ""
+
+
+class LedgerConfig(Strict):
+    """Where the ledger lies; the folder is made when missing."""
+
+    path: Path = Field(default_factory=lambda: user_state_path("joulegate") / "ledger.sqlite")
+
+
+class EnergyConfig(Strict):
+    """How counters are read: seconds between readings, and how long a window may wait for its requests' usage."""
+
+    interval: Seconds = 0.1
+    settle: Seconds = 5.0
+
+
+class Limits(Strict):
+    """What the gateway accepts and how long it waits (bytes, requests, seconds)."""
+
+    body_bytes: Annotated[int, Field(ge=1024)] = 32 * 2**20
+    queue: Annotated[int, Field(ge=0)] = 1024
+    queue_seconds: Seconds = 300.0
+    connect_seconds: Seconds = 5.0
+    first_byte_seconds: Seconds = 600.0
+    idle_seconds: Seconds = 300.0
+    in_flight: Annotated[int, Field(ge=1)] | None = None
+    workflows: Annotated[int, Field(ge=1)] = 50
+    steps: Annotated[int, Field(ge=1)] = 20
+    paths: tuple[str, ...] = ()  # further paths to forward, beside the OpenAI ones
+
+
+class Config(BaseSettings):
+    """Everything a gateway needs to know."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix="JOULEGATE_", env_nested_delimiter="__", env_ignore_empty=True
+    )
+    listen: Listen = Listen()
+    hosts: dict[Name, Host] = {}
+    engines: tuple[EngineConfig, ...] = Field(min_length=1)
+    workflows: dict[Name, Workflow] = {}
+    policy: PolicyConfig = PolicyConfig()
+    keys: tuple[Key, ...] = ()
+    ledger: LedgerConfig = Field(default_factory=LedgerConfig)
+    energy: EnergyConfig = EnergyConfig()
+    limits: Limits = Limits()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @model_validator(mode="after")
+    def parts_fit_together(self) -> Self:
+        names = [engine.name for engine in self.engines]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two engines are called {sorted(twice)[0]}")
+        hosts = self.known_hosts()
+        for engine in self.engines:
+            for device in engine.devices:
+                host, slash, unit = device.partition("/")
+                if not slash or unit.partition(":")[0] not in ("gpu", "cpu", "dram", "soc"):
+                    raise ValueError(f"engine {engine.name}: device {device!r} is not of the form host/gpu:0")
+                if host not in hosts:
+                    known = ", ".join(hosts)
+                    raise ValueError(f"engine {engine.name}: device {device!r} is on an unknown host; known: {known}")
+        return self
+
+    def known_hosts(self) -> Mapping[str, Host]:
+        """The configured hosts, or the one host `local` that needs no configuration."""
+        return self.hosts or {"local": Host(local=True)}
+
+
+def read_secret(inline: str | None, path: Path | None) -> str | None:
+    """The secret itself. Raises ConfigError for a file that cannot be read."""
+    if path is None:
+        return inline
+    try:
+        return path.read_text().strip()
+    except OSError as error:
+        raise ConfigError(f"the secret file {path} cannot be read: {error.strerror}") from None
+
+
+def load(path: Path) -> Config:
+    """Read and check a configuration file. Raises ConfigError with every fault, one a line."""
+    try:
+        data = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise ConfigError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping with at least `engines`")
+    return parse(data, str(path))
+
+
+def parse(data: Mapping[str, Any], where: str = "configuration") -> Config:
+    """Check a configuration given as a mapping. Raises ConfigError as `load` does."""
+    try:
+        return Config(**data)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error))) from None
+    except TypeError as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def _explain(error: ValidationError) -> Iterator[str]:
+    for fault in error.errors(include_url=False):
+        path = [str(part) for part in fault["loc"]]
+        if fault["type"] == "extra_forbidden":
+            nearest = difflib.get_close_matches(path[-1], _keys_at(path[:-1]), n=1, cutoff=0.5)
+            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(_keys_at(path[:-1]))}"
+            yield f"unknown key {'.'.join(path)!r}{hint}"
+        elif fault["type"] == "missing":
+            yield f"{'.'.join(path)} is missing"
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            given = "" if isinstance(fault.get("input"), dict | list | tuple) else f" (got {fault.get('input')!r})"
+            secret = {"key", "api_key"} & set(path)
+            yield f"{'.'.join(path)}: {message}" if not path or secret else f"{'.'.join(path)}: {message}{given}"
+
+
+def _keys_at(path: list[str]) -> list[str]:
+    """The keys that the model knows at a place in the file."""
+    model: type[BaseModel] = Config
+    for part in path:
+        if part in model.model_fields:  # a list index or a name of the user's own leads no deeper
+            inner = _model_in(model.model_fields[part].annotation)
+            if inner is None:
+                return []
+            model = inner
+    return sorted(model.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model inside `tuple[Model, ...]`, `dict[str, Model]` or `Model` itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)

@@ -1,0 +1,1 @@
+"""Control: the loop that lets a policy act, safely."""

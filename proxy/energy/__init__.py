@@ -1,0 +1,1 @@
+"""Energy: counters, attribution, receipts, the ledger."""

@@ -1,0 +1,142 @@
+"""The plain records that energy accounting hands to the ledger and to the metrics, once a second, as one batch.
+
+Energies are integers of microjoules, times Unix seconds. Energy and window records are *deltas* to add; the others replace
+what the ledger holds under the same key.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Quality(StrEnum):
+    """How a figure came about, from the best to the worst; a sum is as good as its worst part."""
+
+    MEASURED = "measured"
+    ATTRIBUTED = "attributed"
+    ESTIMATED = "estimated"
+    EMULATED = "emulated"
+
+
+class Outcome(StrEnum):
+    """How a request or an attempt ended."""
+
+    OK = "ok"
+    ERROR = "error"  # the engine answered with an error of its own
+    FAILED = "failed"  # the engine broke, or could not be reached
+    CANCELLED = "cancelled"  # the client went away
+    REFUSED = "refused"  # the gateway itself said no
+
+
+class Phase(StrEnum):
+    """Prefill is dispatch to first token, decode what follows."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """One segment of a workflow run; `uid` is ours and unique, (tenant, run) is the client's and may recur."""
+
+    uid: str
+    tenant: str
+    run: str
+    workflow: str
+    opened: float
+    ended: float  # the last completion so far
+    state: str  # "open", "closed" (no more requests), "final" (closed and every joule settled)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames" or "none"."""
+
+    id: str
+    run_uid: str
+    step: str
+    node: str | None
+    parents: tuple[str, ...]
+    identified_by: dict[str, str]  # field -> the header or body field that gave it
+    model: str
+    path: str
+    stream: bool
+    received: float
+    ended: float | None
+    code: int | None
+    outcome: Outcome | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    output_tokens: int | None
+    usage: str
+    settled: bool  # no joule of it is still to come
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """One try of a request on one engine; `n` counts from 1."""
+
+    request_id: str
+    n: int
+    engine: str
+    queued: float
+    dispatched: float | None
+    first: float | None
+    ended: float | None
+    code: int | None
+    outcome: Outcome | None
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyRecord:
+    """Settled microjoules of one attempt on one device in one phase, to add; low and high are the band."""
+
+    request_id: str
+    attempt: int
+    device: str
+    component: str  # "gpu", "cpu", "dram"
+    phase: Phase
+    quality: Quality
+    uj: int
+    low_uj: int
+    high_uj: int
+
+
+@dataclass(frozen=True, slots=True)
+class WindowRecord:
+    """What became of a device's joules in one second, to add: counter = workflow + idle + foreign + gap."""
+
+    device: str
+    second: int
+    quality: Quality
+    workflow_uj: int
+    idle_uj: int
+    foreign_uj: int
+    gap_uj: int
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceRecord:
+    """A device and the last state of its books: what its counter has moved in all, and its last raw reading."""
+
+    device: str
+    component: str
+    model: str
+    quality: Quality  # of the counter itself
+    counter_uj: int  # everything booked so far; equals the windows' sum
+    raw_uj: int
+    t: float
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One second of books: written in one transaction, then counted in the metrics, or neither."""
+
+    runs: list[RunRecord] = field(default_factory=list)
+    requests: list[RequestRecord] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    energy: list[EnergyRecord] = field(default_factory=list)
+    windows: list[WindowRecord] = field(default_factory=list)
+    devices: list[DeviceRecord] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any((self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices))
