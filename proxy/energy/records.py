@@ -1,7 +1,7 @@
 """The plain records that energy accounting hands to the ledger and to the metrics, once a second, as one batch.
 
-Energies are integers of microjoules, times Unix seconds. Energy and window records are *deltas* to add; the others replace
-what the ledger holds under the same key.
+Energies are integers of microjoules, times Unix seconds. Energy and window records are *deltas* to add; the others
+replace what the ledger holds under the same key.
 """
 
 from dataclasses import dataclass, field

@@ -1,0 +1,1 @@
+"""The dashboard as code, the rules and the provisioning. Not part of the wheel."""

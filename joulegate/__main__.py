@@ -1,0 +1,3 @@
+from joulegate.cli import app
+
+app()

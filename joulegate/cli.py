@@ -1,0 +1,151 @@
+"""The command line. Every fault of the user's is one line on stderr and exit status 1, never a traceback."""
+
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+app = typer.Typer(
+    name="joulegate",
+    help="Energy-aware, OpenAI-compatible gateway for LLM workflows.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console()
+err = Console(stderr=True)
+
+ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="configuration file (YAML)")]
+
+
+def version() -> str:
+    return importlib.metadata.version("joulegate")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn what a user can mend into a line and exit status 1."""
+    from proxy.config import ConfigError
+    from proxy.energy.ledger import LedgerError
+
+    try:
+        yield
+    except (ConfigError, LedgerError) as error:
+        err.print(f"joulegate: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
+        raise typer.Exit(1) from None
+
+
+def no_clash() -> None:
+    """PyPI's `proxy.py` installs a top-level `proxy` too; whichever came last wins, so look which one it is."""
+    import proxy
+
+    if not (Path(str(proxy.__file__)).parent / "forward.py").exists():
+        err.print(
+            "joulegate: the package `proxy.py` is installed in this environment and hides ours; "
+            "install joulegate in an environment of its own (python -m venv, pipx)",
+            style="red",
+        )
+        raise typer.Exit(1)
+
+
+def log_to_stderr(verbose: bool) -> None:
+    handler = RichHandler(console=err, show_path=False, rich_tracebacks=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
+    logging.getLogger("joulegate").setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+@app.command()
+def serve(
+    config: ConfigOption = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="listen here instead; 0 takes a free port")] = None,
+    verbose: Annotated[bool, typer.Option("-v", "--verbose")] = False,
+) -> None:
+    """Run the gateway. Without a configuration it starts a small model of its own (SmolLM2-135M on the CPU)."""
+    no_clash()
+    from joulegate.serve import bind, run, url_of
+    from proxy.app import Gateway
+    from proxy.config import load, parse
+
+    log_to_stderr(verbose)
+    with one_line_errors():
+        settings = load(config) if config else parse(EMBEDDED)
+        listen = settings.listen if port is None else settings.listen.model_copy(update={"port": port})
+        sock = bind(listen, or_another=config is None and port is None)
+
+        def ready(gateway: Gateway) -> None:
+            for line in gateway.said:
+                out.print(line, highlight=False, soft_wrap=True, markup=False)
+            engines = ", ".join(f"{engine.name} ({engine.kind}, {engine.url})" for engine in gateway.engines)
+            out.print(f"joulegate {version()} listens on {url_of(sock)}/v1 in front of {engines}", soft_wrap=True)
+            out.print(f"joules: {url_of(sock)}/energy/workflows · metrics: {url_of(sock)}/metrics", soft_wrap=True)
+
+        run(settings, version(), sock, ready)
+
+
+EMBEDDED = {"engines": [{"name": "embedded", "kind": "embedded"}]}
+
+
+@app.command()
+def check(file: Annotated[Path, typer.Argument(help="configuration file (YAML)")]) -> None:
+    """Say whether a configuration is right, and if not, what is wrong with it."""
+    no_clash()
+    from policies.load import load_policy
+    from proxy.config import ConfigError, load
+    from proxy.engines.interface import load_engine
+
+    with one_line_errors():
+        settings = load(file)
+        engines = [load_engine(engine) for engine in settings.engines]
+        try:
+            load_policy(settings.policy.name, settings.policy.options())
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        for key in settings.keys:
+            key.secret()
+    names = ", ".join(f"{engine.name} ({engine.kind})" for engine in engines)
+    out.print(f"{file} is right: engines {names}; policy {settings.policy.name}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def energy(
+    config: ConfigOption = None,
+    ledger: Annotated[Path | None, typer.Option(help="the ledger's file, instead of the configuration's")] = None,
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+) -> None:
+    """What the ledger knows: joules by workflow and by device."""
+    no_clash()
+    from joulegate.report import show
+    from proxy.config import LedgerConfig, load
+    from proxy.energy.ledger_reader import LedgerReader
+
+    with one_line_errors():
+        path = ledger or (load(config).ledger.path if config else LedgerConfig().path)
+        show(LedgerReader(path), json, out)
+
+
+@app.command()
+def restore() -> None:
+    """Set every power limit back that a gateway which is gone left behind."""
+    no_clash()
+    from proxy.config import Host
+    from proxy.control.knobs import open_knobs
+    from proxy.control.restore import restore_leftover
+
+    lines = restore_leftover(open_knobs({"local": Host(local=True)}))
+    for line in lines or ["nothing to restore"]:
+        out.print(line, highlight=False, soft_wrap=True, markup=False)
+    if any("could not" in line or "cannot" in line for line in lines):
+        sys.exit(1)
+
+
+@app.command(name="version")
+def show_version() -> None:
+    """Which Joulegate this is."""
+    out.print(version(), highlight=False)

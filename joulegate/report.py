@@ -1,0 +1,118 @@
+"""What the ledger knows, printed for people (`joulegate energy`) or as JSON (`--json`).
+
+Printed digits follow the quality: an estimate has two, a figure that rests on a counter three. JSON keeps every
+microjoule, so that its figures add up.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from proxy.energy.ledger_reader import LedgerReader
+from proxy.energy.records import Quality
+
+_UNITS = {-6: "µJ", -3: "mJ", 0: "J", 3: "kJ", 6: "MJ", 9: "GJ"}
+_CAVEATS = {
+    Quality.ESTIMATED: (
+        "Estimated: {share} joules come from processor use and a stated wattage, for want of a counter. They are good "
+        "for comparing work on this machine, not for saying what it costs."
+    ),
+    Quality.EMULATED: "Emulated: {share} joules come from a model of a GPU; no hardware has spent them.",
+}
+
+
+def show(reader: LedgerReader, as_json: bool, console: Console) -> None:
+    """Print workflows, devices and waste. Raises LedgerError when the ledger cannot be read."""
+    workflows, devices = reader.workflows(), reader.balance()
+    if as_json:
+        figures = {"workflows": workflows, "devices": devices, "engines": reader.engines()}
+        print(json.dumps(figures, indent=2), file=console.file)
+        return
+    for caveat in caveats([*workflows, *devices.values()]):
+        console.print(caveat)
+    if not workflows:
+        console.print(f"No workflow has run yet: the ledger {reader.path} holds no request.", markup=False)
+    else:
+        console.print(workflow_table(workflows))
+        console.print(waste(workflows))
+    if devices:
+        console.print(device_table(devices))
+
+
+def caveats(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What must be said before any figure: one sentence for each quality that is not a counter's."""
+    found = {row["quality"] for row in rows} - {None}
+    share = "all" if len(found) == 1 else "some"
+    return [text.format(share=share) for quality, text in _CAVEATS.items() if quality in found]
+
+
+def workflow_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """One line a workflow, from rows as `LedgerReader.workflows` and `GET /energy/workflows` give them."""
+    table = Table(title="Workflows")
+    table.add_column("workflow")
+    for heading in ("runs", "requests", "prompt", "cached", "output", "joules", "J/run", "J/token", "s/run"):
+        table.add_column(heading, justify="right")
+    table.add_column("quality")
+    several_tenants = len({row["tenant"] for row in rows}) > 1
+    for row in rows:
+        table.add_row(
+            escape(f"{row['tenant']}/{row['workflow']}" if several_tenants else row["workflow"]),
+            *(f"{row[key]:,}" for key in ("runs", "requests", "prompt_tokens", "cached_tokens", "output_tokens")),
+            *(joules_text(row[key], row["quality"]) for key in ("joules", "joules_per_run", "joules_per_output_token")),
+            "-" if row["mean_duration_s"] is None else f"{row['mean_duration_s']:.1f}",
+            row["quality"] or "-",
+        )
+    return table
+
+
+def device_table(devices: Mapping[str, Mapping[str, Any]]) -> Table:
+    """What became of each device's counter, in shares of it."""
+    table = Table(title="Devices")
+    table.add_column("device")
+    for heading in ("counter", "workflows", "idle", "foreign", "gap", "residual"):
+        table.add_column(heading, justify="right")
+    table.add_column("quality")
+    for device, books in devices.items():
+        table.add_row(
+            escape(device),
+            joules_text(books["counter_j"], books["quality"]),
+            *(_percent(books[f"{share}_j"], books["counter_j"]) for share in ("workflow", "idle", "foreign", "gap")),
+            f"{round(books['residual_j'] * 1e6):,} µJ",
+            books["quality"],
+        )
+    return table
+
+
+def waste(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How much of the workflows' energy bought no answer, in one sentence."""
+    wasted_j, total_j = (sum(row[key] for row in rows) for key in ("joules_wasted", "joules"))
+    if not wasted_j:
+        return "No joule went into attempts that failed or were cancelled."
+    quality = Quality.ESTIMATED if any(row["quality"] == Quality.ESTIMATED for row in rows) else None
+    wasted, total = joules_text(wasted_j, quality), joules_text(total_j, quality)
+    return f"{wasted} of {total} ({_percent(wasted_j, total_j)}) went into attempts that failed or were cancelled."
+
+
+def joules_text(joules: float | None, quality: str | None) -> str:
+    """Joules with a fitting unit and no more digits than the quality permits; an estimate begins with ≈."""
+    if joules is None:
+        return "-"
+    digits = 2 if quality == Quality.ESTIMATED else 3
+    rounded = float(f"{joules:.{digits - 1}e}")
+    if abs(rounded) < 1e-6:
+        return "0 J"
+    exponent = min(9, math.floor(math.log10(abs(rounded))) // 3 * 3)
+    scaled = rounded / 10**exponent
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(scaled)) + 1e-9))
+    return f"{'≈ ' if quality == Quality.ESTIMATED else ''}{scaled:.{decimals}f} {_UNITS[exponent]}"
+
+
+def _percent(part_j: float | None, whole_j: float) -> str:
+    if part_j is None or not whole_j:
+        return "-"
+    return f"{float(f'{100 * part_j / whole_j:.1e}'):g} %"

@@ -1,0 +1,75 @@
+"""Runs a gateway until it is told to stop."""
+
+import asyncio
+import contextlib
+import errno
+import logging
+import socket
+from collections.abc import Callable
+
+import uvicorn
+
+from proxy.app import Gateway
+from proxy.config import Config, ConfigError, Listen
+
+
+def bind(listen: Listen, or_another: bool = False) -> socket.socket:
+    """A socket that listens where the configuration says; `or_another` takes a free port when that one is taken.
+
+    Raises ConfigError when it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in listen.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((listen.host, listen.port))
+        sock.listen(2048)
+    except OSError as error:
+        sock.close()
+        if error.errno == errno.EADDRINUSE:
+            if or_another:
+                return bind(Listen(host=listen.host, port=0))
+            raise ConfigError(f"port {listen.port} on {listen.host} is in use; choose another as listen.port") from None
+        raise ConfigError(f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from None
+    return sock
+
+
+def url_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+async def serve(config: Config, version: str, sock: socket.socket, ready: Callable[[Gateway], None]) -> None:
+    """Serve on `sock` until SIGINT or SIGTERM, then drain and close the books. Raises ConfigError at the start alone.
+
+    `ready` is called once, when everything is open and the first engine was asked.
+    """
+    gateway = Gateway(config, version)
+    await gateway.start()
+    try:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                gateway,
+                http="httptools",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                timeout_graceful_shutdown=30,
+            )
+        )
+        ready(gateway)
+        await server.serve(sockets=[sock])
+    finally:
+        await gateway.stop()
+
+
+def run(config: Config, version: str, sock: socket.socket, ready: Callable[[Gateway], None]) -> None:
+    """`serve` on the fastest event loop there is."""
+    runner: Callable[..., None] = asyncio.run
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        runner = uvloop.run
+    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    runner(serve(config, version, sock, ready))

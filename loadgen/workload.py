@@ -1,0 +1,112 @@
+"""What a workload is: a way to plan runs, each a DAG of calls whose prompts grow out of earlier answers. No I/O."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from random import Random
+from typing import ClassVar, Protocol, Self
+
+Message = dict[str, str]
+Outputs = Mapping[str, str]  # node -> its answer
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request of a run.
+
+    `messages` is given the answers so far and may read those of `parents` only. `after` names calls that must have been
+    answered first although nothing of theirs is used, as when a person asks one thing at a time.
+    """
+
+    node: str
+    step: str
+    max_tokens: int
+    messages: Callable[[Outputs], list[Message]]
+    parents: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One planned workflow run. Raises ValueError unless every call comes later than all that it waits for."""
+
+    workflow: str
+    calls: tuple[Call, ...]
+
+    def __post_init__(self) -> None:
+        if not self.calls:
+            raise ValueError(f"a run of {self.workflow} needs at least one call")
+        known: set[str] = set()
+        for call in self.calls:
+            if call.node in known:
+                raise ValueError(f"two calls of one run are called {call.node!r}")
+            if missing := {*call.parents, *call.after} - known:
+                raise ValueError(f"{call.node!r} waits for {sorted(missing)[0]!r}, which does not come before it")
+            known.add(call.node)
+
+
+class Workload(Protocol):
+    """A class of runs. Equal states of `rng` give equal runs."""
+
+    name: ClassVar[str]
+
+    @classmethod
+    def paper(cls) -> Self:
+        """The shape that the paper measured, for a GPU and a context of 4096 tokens."""
+        ...
+
+    @classmethod
+    def small(cls) -> Self:
+        """A shape of the same kind that a small model on two CPU cores serves in seconds."""
+        ...
+
+    def plan(self, rng: Random) -> Run: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A call that should be sent now, and whether it is the last that its run sends."""
+
+    call: Call
+    final: bool
+
+
+class Execution:
+    """A run under way: which calls may go now, and the answers so far. Each call is handed out once."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.outputs: dict[str, str] = {}
+        self._waiting = list(run.calls)
+
+    @property
+    def done(self) -> bool:
+        return len(self.outputs) == len(self.run.calls)
+
+    def take_ready(self) -> list[Dispatch]:
+        """The calls that have everything they wait for and were not handed out before, in the order of the plan."""
+        ready = [call for call in self._waiting if all(node in self.outputs for node in (*call.parents, *call.after))]
+        self._waiting = [call for call in self._waiting if call not in ready]
+        last = len(ready) - 1 if not self._waiting else None
+        return [Dispatch(call, final=index == last) for index, call in enumerate(ready)]
+
+    def answer(self, node: str, text: str) -> None:
+        self.outputs[node] = text
+
+
+def tags(run_id: str, workflow: str, dispatch: Dispatch) -> dict[str, str]:
+    """The headers that tell a gateway where a request stands in its run.
+
+    `X-Workflow-Final` means that the run sends nothing after this request; others of it may still be in flight.
+    """
+    call = dispatch.call
+    headers = {
+        "X-Workflow-Id": run_id,
+        "X-Workflow-Name": workflow,
+        "X-Workflow-Step": call.step,
+        "X-Workflow-Node": call.node,
+    }
+    if call.parents:
+        headers["X-Workflow-Parent"] = ",".join(call.parents)
+    if dispatch.final:
+        headers["X-Workflow-Final"] = "true"
+    return headers

@@ -1,0 +1,165 @@
+"""The JSON shapes of `/energy`: joules, Unix seconds and seconds, tokens.
+
+Joules are whole microjoules divided by a million, estimates too, so that they can be added and balanced; `quality` and
+the band say how far to trust them.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel
+
+from proxy.energy.records import Outcome, Quality
+
+State = Literal["open", "closed", "final"]
+
+
+class Energy(BaseModel):
+    """A sum of joules and the band it lies in; `quality` is that of its worst part, null for a sum of nothing."""
+
+    joules: float
+    joules_low: float
+    joules_high: float
+    quality: Quality | None
+
+
+class Tokens(BaseModel):
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class Step(BaseModel):
+    """What the requests of one step cost together."""
+
+    requests: int
+    joules: float
+    output_tokens: int
+
+
+class Workflow(Energy, Tokens):
+    """The totals of one workflow of one tenant. `runs` counts segments, `mean_duration_s` is over the ended ones."""
+
+    tenant: str
+    workflow: str
+    runs: int
+    requests: int
+    failed: int
+    cancelled: int
+    refused: int
+    joules_per_run: float | None
+    joules_per_output_token: float | None
+    joules_wasted: float
+    mean_duration_s: float | None
+    by_component: dict[str, float]
+    by_step: dict[str, Step]
+
+
+class Workflows(BaseModel):
+    workflows: list[Workflow]
+
+
+class RunHead(BaseModel):
+    """One segment of a run; `ended` is its last completion so far."""
+
+    run: str
+    tenant: str
+    workflow: str
+    segment: int
+    state: State
+    opened: float
+    ended: float
+    duration_s: float
+
+
+class RunSummary(RunHead, Energy, Tokens):
+    requests: int
+
+
+class Runs(BaseModel):
+    runs: list[RunSummary]
+
+
+class Request(Energy):
+    """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`."""
+
+    id: str
+    step: str
+    node: str | None
+    parents: list[str]
+    identified_by: dict[str, str]
+    model: str
+    path: str
+    engine: str | None
+    attempts: int
+    outcome: Outcome | None
+    code: int | None
+    stream: bool
+    received: float
+    duration_s: float | None
+    ttft_s: float | None
+    prompt_tokens: int | None
+    cached_tokens: int | None
+    output_tokens: int | None
+    usage: str
+    settled: bool
+    open_joules: float = 0.0
+    provisional: bool = False
+    by_component: dict[str, float]
+    by_phase: dict[str, float]
+
+
+class RequestAlone(Request):
+    """A request with the run that it belongs to."""
+
+    run: str
+    tenant: str
+    workflow: str
+    segment: int
+
+
+class Run(RunHead, Energy):
+    """The newest segment of a run. `joules` are settled; `open_joules` are predicted and still to be settled."""
+
+    settled: bool
+    open_joules: float
+    provisional: bool
+    requests: list[Request]
+    by_step: dict[str, Step]
+
+
+class Closed(BaseModel):
+    run: str
+    tenant: str
+    state: State
+
+
+class Engine(Energy):
+    """An engine's state now (null where it is no longer configured) and what its requests have cost in all."""
+
+    name: str
+    kind: str | None = None
+    url: str | None = None
+    up: bool | None = None
+    in_flight: int | None = None
+    queued: int | None = None
+    limit: int | None = None
+    devices: list[str] = []
+    sample: dict[str, Any] | None = None
+    by_component: dict[str, float]
+
+
+class Engines(BaseModel):
+    engines: list[Engine]
+
+
+class Balance(BaseModel):
+    """What became of a device's counter; `residual_j` is what the parts leave of it, `foreign_j` null is unknowable."""
+
+    counter_j: float
+    workflow_j: float
+    open_j: float
+    idle_j: float
+    foreign_j: float | None
+    gap_j: float
+    residual_j: float
+    quality: Quality

@@ -1,0 +1,211 @@
+"""Assembles the gateway: the one place where its parts meet."""
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated
+
+import aiohttp
+from fastapi import FastAPI, Header, Response
+from fastapi.responses import JSONResponse
+
+from policies.interface import Policy
+from policies.load import load_policy
+from proxy import clock, health
+from proxy.api import energy as energy_api
+from proxy.config import Config, ConfigError
+from proxy.control.actuator import PowerActuator
+from proxy.control.knobs import PowerKnob, open_knobs
+from proxy.control.loop import Control
+from proxy.control.restore import restore_leftover
+from proxy.energy.attribution import Attribution
+from proxy.energy.ledger import Ledger
+from proxy.energy.ledger_reader import LedgerReader
+from proxy.energy.meter import Meter
+from proxy.energy.prior import prior
+from proxy.energy.receipts import Book
+from proxy.energy.sources import Device, open_sources
+from proxy.engines.interface import Engine, load_engine
+from proxy.forward import Forward, Receive, Scope, Send
+from proxy.gate import Gate
+from proxy.keys import Keys
+from proxy.live import LiveGateway
+from proxy.refusal import error_object
+from proxy.route import Lane, Router
+from proxy.telemetry.bounds import LabelBounds
+from proxy.telemetry.metrics import Gauges, Metrics
+
+log = logging.getLogger("joulegate")
+
+
+class Gateway:
+    """A whole gateway, as an ASGI application: `start`, serve, `stop`. Raises ConfigError for what cannot be used.
+
+    `said` holds, after `start`, one line for each thing a person should know: what is measured, with which quality.
+    """
+
+    def __init__(self, config: Config, version: str) -> None:
+        self.config = config
+        self.policy = _policy(config)
+        self.engines = [load_engine(engine) for engine in config.engines]
+        self.keys = Keys(config.keys)
+        self.said: list[str] = []
+        known = {name: workflow.steps for name, workflow in config.workflows.items()}
+        models = [model for engine in config.engines for model in engine.models]
+        bounds = LabelBounds(config.limits.workflows, config.limits.steps, known=known, known_models=models)
+        self.metrics = Metrics(version, bounds)
+        self.attribution = Attribution(config.energy.settle)
+        self.book = Book(bounds.workflow, bounds.step)
+        self.lanes: list[Lane] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._version = version
+
+    async def start(self) -> None:
+        """Open everything that the gateway needs, the ledger first: without books nothing may be spent."""
+        config = self.config
+        ledger = await asyncio.to_thread(Ledger, config.ledger.path)
+        here = any(engine.local for engine in self.engines)
+        sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here)
+        self.meter = Meter(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval)
+        try:
+            for engine in self.engines:
+                await engine.start()
+        except BaseException:
+            await self._stop_engines()
+            await self.meter.close()
+            raise
+        for engine in self.engines:
+            engine.devices = engine.devices or self._default_devices(engine)
+            self.lanes.append(Lane(engine, _session(), Gate(config.limits.queue, config.limits.in_flight)))
+            self.attribution.add_engine(engine.name, engine.devices, prior(self._device_model(engine), ""))
+        self._say_unmetered()
+        router = Router(self.lanes, {engine.name: engine.models for engine in config.engines})
+        self.forward = Forward(config, router, self.keys, self.book, self.attribution, self.metrics)
+        self.actuator, self.control = await self._control()
+        self.api = self._api(LedgerReader(config.ledger.path))
+        await self.meter.read()
+        loops = [self.meter.read_forever(), self.meter.commit_forever(), self.control.run_forever()]
+        loops += [health.watch(lane, self.attribution, self._reprice) for lane in self.lanes]
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
+
+    async def stop(self) -> None:
+        """Close the books and put everything back as it was found."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await asyncio.to_thread(self.actuator.restore)
+        await self.meter.close()
+        for lane in self.lanes:
+            await lane.session.close()
+        await self._stop_engines()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self.forward.takes(scope["path"]):
+            await self.forward(scope, receive, send)
+        else:
+            await self.api(scope, receive, send)
+
+    async def _stop_engines(self) -> None:
+        for engine in self.engines:
+            await engine.stop()
+
+    # Energy ---------------------------------------------------------------------------------------------------------
+
+    def _default_devices(self, engine: Engine) -> tuple[str, ...]:
+        """An engine on this machine, given no devices, has all that this machine counts."""
+        if not engine.local:
+            return ()
+        local = [name for name, host in self.config.known_hosts().items() if host.local]
+        return tuple(name for name in self.meter.devices if name.partition("/")[0] in local)
+
+    def _say_unmetered(self) -> None:
+        known = self.meter.devices
+        for engine in self.engines:
+            for device in engine.devices:
+                if device not in known:
+                    self.said.append(f"engine {engine.name}: device {device} has no counter; known: {', '.join(known)}")
+            if not engine.devices:
+                self.said.append(f"engine {engine.name}: its energy is not known; name its devices under a host")
+
+    def _device_model(self, engine: Engine) -> str:
+        """The name of the engine's accelerator, for its prior; the host's processor where it has none."""
+        devices: list[Device] = [d for d in self.meter.devices.values() if d.name in engine.devices]
+        devices.sort(key=lambda device: ("gpu", "soc", "cpu", "dram").index(device.component))
+        return devices[0].model if devices else ""
+
+    def _reprice(self, lane: Lane) -> None:
+        model = next(iter(lane.models), "")
+        self.attribution.price(lane.name, prior(self._device_model(lane.engine), model))
+
+    # Control --------------------------------------------------------------------------------------------------------
+
+    async def _control(self) -> tuple[PowerActuator, Control]:
+        """The policy's loop; first, whatever an earlier gateway left behind is set back."""
+        knobs: Mapping[str, PowerKnob] = await asyncio.to_thread(open_knobs, self.config.known_hosts())
+        self.said += await asyncio.to_thread(restore_leftover, knobs)
+        actuator = PowerActuator(knobs)
+        control = Control(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight)
+        await control.step()
+        return actuator, control
+
+    # The API --------------------------------------------------------------------------------------------------------
+
+    def _api(self, reader: LedgerReader) -> FastAPI:
+        api = FastAPI(title="Joulegate", version=self._version, docs_url="/docs", redoc_url=None)
+        live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes)
+        api.include_router(energy_api.router(reader, live))
+
+        @api.get("/healthz", summary="The process answers")
+        async def healthz() -> dict[str, str]:
+            return {"status": "ok"}
+
+        @api.get("/readyz", summary="An engine is up and the ledger can be written")
+        async def readyz() -> JSONResponse:
+            state = {
+                "engines": {lane.name: lane.up for lane in self.lanes},
+                "ledger": self.meter.ledger_error or "ok",
+                "energy": {name: device.quality for name, device in self.meter.devices.items()},
+            }
+            ready = any(lane.up for lane in self.lanes) and self.meter.ledger_error is None
+            return JSONResponse({"ready": ready, **state}, 200 if ready else 503)
+
+        @api.get("/metrics", summary="For Prometheus")
+        async def metrics(accept: Annotated[str, Header()] = "") -> Response:
+            self._refresh_gauges()
+            body, content_type = self.metrics.render(accept)
+            return Response(body, media_type=content_type)
+
+        @api.exception_handler(404)
+        async def not_found(*_: object) -> Response:
+            return Response(error_object(404, "no such path", "unknown_path"), 404, media_type="application/json")
+
+        return api
+
+    def _refresh_gauges(self) -> None:
+        devices, now = self.meter.devices, clock.now()
+        gates = {(lane.name, workflow): lane.gate for lane in self.lanes for workflow in lane.gate.workflows()}
+        self.metrics.gauges = Gauges(
+            power_w={(n, devices[n].quality): w for n, w in self.meter.power_w.items() if n in devices},
+            sample_age_s={name: max(0.0, now - reading.t) for name, reading in self.meter.last.items()},
+            in_flight={key: gate.in_flight.get(key[1], 0) for key, gate in gates.items()},
+            queued={key: gate.queued(key[1]) for key, gate in gates.items()},
+            limit={key: gate.limits[key[1]] for key, gate in gates.items() if key[1] in gate.limits},
+            engine_up={lane.name: lane.up for lane in self.lanes},
+            ledger_backlog=self.meter.backlog,
+        )
+
+
+def _policy(config: Config) -> Policy:
+    try:
+        return load_policy(config.policy.name, config.policy.options())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _session() -> aiohttp.ClientSession:
+    """Connections to one engine: as many as there are requests, kept for the next ones."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=60)
+    return aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())

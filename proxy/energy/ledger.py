@@ -1,0 +1,270 @@
+"""The durable record of runs, requests, attempts and windows: SQLite, one transaction a batch.
+
+In WAL mode with synchronous=NORMAL a committed batch survives `kill -9` of the gateway; a loss of power may take the
+last seconds, which the next start books as `gap`, but never leaves half a batch.
+"""
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from operator import attrgetter
+from pathlib import Path
+
+from proxy.energy.records import Batch, RequestRecord
+from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
+
+
+class LedgerError(Exception):
+    """The ledger cannot be used; the message is one line that names the file and what would help."""
+
+
+_RUN = """
+    INSERT INTO runs (uid, tenant, run, segment, workflow, opened, ended, state)
+    VALUES (?1, ?2, ?3, (SELECT coalesce(max(segment), 0) + 1 FROM runs WHERE run = ?3 AND tenant = ?2), ?4, ?5, ?6, ?7)
+    ON CONFLICT (uid) DO UPDATE SET
+        workflow = excluded.workflow, opened = excluded.opened, ended = excluded.ended, state = excluded.state
+"""
+_REQUEST = """
+    INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (id) DO UPDATE SET
+        run_uid = excluded.run_uid, step = excluded.step, node = excluded.node, parents = excluded.parents,
+        identified_by = excluded.identified_by, model = excluded.model, path = excluded.path,
+        stream = excluded.stream, received = excluded.received, ended = excluded.ended, code = excluded.code,
+        outcome = excluded.outcome, prompt_tokens = excluded.prompt_tokens, cached_tokens = excluded.cached_tokens,
+        output_tokens = excluded.output_tokens, usage = excluded.usage, settled = excluded.settled
+"""
+_ATTEMPT = """
+    INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (request_id, n) DO UPDATE SET
+        engine = excluded.engine, queued = excluded.queued, dispatched = excluded.dispatched, first = excluded.first,
+        ended = excluded.ended, code = excluded.code, outcome = excluded.outcome
+"""
+_ENERGY = """
+    INSERT INTO energy VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (request_id, attempt, device, phase, quality) DO UPDATE SET
+        uj = uj + excluded.uj, low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
+"""
+_ADD_PARTS = """
+    DO UPDATE SET workflow_uj = workflow_uj + excluded.workflow_uj, idle_uj = idle_uj + excluded.idle_uj,
+        foreign_uj = foreign_uj + excluded.foreign_uj, gap_uj = gap_uj + excluded.gap_uj
+"""
+_WINDOW = f"INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, second, quality) {_ADD_PARTS}"
+_TOTAL_WINDOW = f"INSERT INTO total_windows VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device, quality) {_ADD_PARTS}"
+_DEVICE = """
+    INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (device) DO UPDATE SET
+        component = excluded.component, model = excluded.model, quality = excluded.quality,
+        counter_uj = excluded.counter_uj, raw_uj = excluded.raw_uj, t = excluded.t
+"""
+
+_TOUCHED = """
+    CREATE TEMP TABLE touched_runs (uid TEXT, workflow TEXT);
+    CREATE TEMP TABLE touched_requests (id TEXT PRIMARY KEY) WITHOUT ROWID;
+"""
+_TOUCH = "INSERT OR IGNORE INTO touched_requests VALUES (?)"
+_TOUCH_RENAMED = """
+    INSERT OR IGNORE INTO touched_requests
+    SELECT requests.id FROM touched_runs CROSS JOIN runs USING (uid) CROSS JOIN requests ON run_uid = uid
+    WHERE runs.workflow <> touched_runs.workflow
+"""
+# Takes what was touched out of the totals (sign -1) or puts it in (sign 1). CROSS JOIN fixes the order of the
+# loops: from the few rows that were touched to the many that were not.
+_FOLD = (
+    """
+    INSERT INTO total_runs
+    SELECT tenant, workflow, state, :sign * count(*),
+        :sign * sum(CAST(round((ended - opened) * 1e6) AS INTEGER))
+    FROM (SELECT DISTINCT uid FROM touched_runs) CROSS JOIN runs USING (uid)
+    WHERE true GROUP BY tenant, workflow, state
+    ON CONFLICT (tenant, workflow, state) DO UPDATE SET
+        runs = runs + excluded.runs, duration_us = duration_us + excluded.duration_us
+    """,
+    """
+    INSERT INTO total_requests
+    SELECT tenant, workflow, step, coalesce(outcome, ''), :sign * count(*), :sign * coalesce(sum(prompt_tokens), 0),
+        :sign * coalesce(sum(cached_tokens), 0), :sign * coalesce(sum(output_tokens), 0)
+    FROM touched_requests CROSS JOIN requests USING (id) CROSS JOIN runs ON uid = run_uid
+    WHERE true GROUP BY tenant, workflow, step, coalesce(outcome, '')
+    ON CONFLICT (tenant, workflow, step, outcome) DO UPDATE SET
+        requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
+        cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens
+    """,
+    """
+    INSERT INTO total_energy
+    SELECT tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, ''),
+        :sign * count(*), :sign * sum(uj), :sign * sum(low_uj), :sign * sum(high_uj)
+    FROM touched_requests AS touched CROSS JOIN energy ON energy.request_id = touched.id
+        CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
+        CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
+    WHERE true GROUP BY tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, '')
+    ON CONFLICT (tenant, workflow, step, engine, component, quality, outcome) DO UPDATE SET
+        records = records + excluded.records, uj = uj + excluded.uj,
+        low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
+    """,
+)
+
+_run_row = attrgetter("uid", "tenant", "run", "workflow", "opened", "ended", "state")
+_attempt_row = attrgetter("request_id", "n", "engine", "queued", "dispatched", "first", "ended", "code", "outcome")
+_energy_row = attrgetter("request_id", "attempt", "device", "component", "phase", "quality", "uj", "low_uj", "high_uj")
+_window_row = attrgetter("device", "second", "quality", "workflow_uj", "idle_uj", "foreign_uj", "gap_uj")
+_parts_row = attrgetter("device", "quality", "workflow_uj", "idle_uj", "foreign_uj", "gap_uj")
+_device_row = attrgetter("device", "component", "model", "quality", "counter_uj", "raw_uj", "t")
+
+
+class Ledger:
+    """The one writer of a ledger file. A thread at a time may use it; readers (`LedgerReader`) go on meanwhile.
+
+    Opening creates folder and file, brings an older schema up to date and makes every run that an earlier process left
+    unfinished `final`: nobody is left to add a joule to it. A request that was in flight then keeps a null outcome.
+
+    Raises LedgerError when the file cannot be opened, is not a ledger, is newer than this program, or has a writer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = _lock(path)
+        try:
+            with explained(path):
+                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+                try:
+                    self._prepare()
+                except BaseException:
+                    self._db.close()
+                    raise
+        except BaseException:
+            os.close(self._lock)
+            raise
+
+    def write(self, batch: Batch) -> None:
+        """Write all of a batch or nothing: energy and windows are added, the other records replace what was there.
+
+        Raises LedgerError when it cannot, or when a record names a run, request or attempt that was never written; the
+        ledger is then as before and the same batch may be tried again.
+        """
+        with explained(self.path), self._transaction() as db:
+            db.executemany("INSERT INTO touched_runs VALUES (?, ?)", [(run.uid, run.workflow) for run in batch.runs])
+            db.executemany(_TOUCH, [(request.id,) for request in batch.requests])
+            db.executemany(_TOUCH, {(record.request_id,) for record in (*batch.attempts, *batch.energy)})
+            db.execute(_TOUCH_RENAMED)
+            with self._totals_follow():
+                db.executemany(_RUN, map(_run_row, batch.runs))
+                db.executemany(_REQUEST, map(_request_row, batch.requests))
+                db.executemany(_ATTEMPT, map(_attempt_row, batch.attempts))
+                db.executemany(_ENERGY, map(_energy_row, batch.energy))
+            db.executemany(_WINDOW, map(_window_row, batch.windows))
+            db.executemany(_TOTAL_WINDOW, map(_parts_row, batch.windows))
+            db.executemany(_DEVICE, map(_device_row, batch.devices))
+
+    def close(self) -> None:
+        """Close the file and let another writer have it."""
+        self._db.close()
+        os.close(self._lock)
+
+    def _prepare(self) -> None:
+        version = schema_version(self._db, self.path)
+        if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise LedgerError(f"{self.path}: this file system cannot hold the ledger (no WAL); choose a local disk")
+        self._db.executescript(
+            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = ON;"
+            "PRAGMA cache_size = -32768;" + _TOUCHED
+        )
+        for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
+            stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
+            self._db.executescript(f"BEGIN IMMEDIATE; {script}; {stamp} COMMIT;")
+        with self._transaction() as db:
+            db.execute("INSERT INTO touched_runs SELECT uid, workflow FROM runs WHERE state <> 'final'")
+            with self._totals_follow():
+                db.execute("UPDATE runs SET state = 'final' WHERE state <> 'final'")
+            db.execute("UPDATE requests SET settled = 1 WHERE settled = 0")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._db
+            self._db.execute("DELETE FROM touched_runs")
+            self._db.execute("DELETE FROM touched_requests")
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _totals_follow(self) -> Iterator[None]:
+        """Totals stay the sums of the detail whatever is written inside to the touched runs and requests."""
+        for statement in _FOLD:
+            self._db.execute(statement, {"sign": -1})
+        yield
+        for statement in _FOLD:
+            self._db.execute(statement, {"sign": 1})
+
+
+def schema_version(db: sqlite3.Connection, path: Path) -> int:
+    """The file's schema version, 0 for an empty file. Raises LedgerError for a newer ledger and for foreign files."""
+    version: int = db.execute("PRAGMA user_version").fetchone()[0]
+    mark = db.execute("PRAGMA application_id").fetchone()[0]
+    empty = db.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)").fetchone()[0]
+    if mark != APPLICATION_ID and not (empty and version == mark == 0):
+        raise LedgerError(f"{path}: this is a database of another program; choose another ledger.path")
+    if version > len(MIGRATIONS):
+        raise LedgerError(
+            f"{path}: written by a newer Joulegate (schema {version}, this one knows {len(MIGRATIONS)}); "
+            "upgrade Joulegate or choose another ledger.path"
+        )
+    return version
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """What SQLite raises inside becomes a LedgerError that names the file."""
+    try:
+        yield
+    except sqlite3.IntegrityError as error:
+        raise LedgerError(
+            f"{path}: a record names a run, request or attempt that was never written: {error}"
+        ) from error
+    except sqlite3.Error as error:
+        raise LedgerError(f"{path}: the ledger cannot be used: {error}") from error
+
+
+def _lock(path: Path) -> int:
+    """Hold the lock file beside the ledger: two gateways on one ledger would end each other's runs."""
+    beside = path.with_name(f"{path.name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise LedgerError(f"{path}: the ledger cannot be created: {error.strerror}; set ledger.path") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise LedgerError(f"{path}: another gateway writes this ledger; stop it or set ledger.path") from error
+    return lock
+
+
+def _request_row(request: RequestRecord) -> tuple[str | float | None, ...]:
+    return (
+        request.id,
+        request.run_uid,
+        request.step,
+        request.node,
+        json.dumps(request.parents),
+        json.dumps(request.identified_by),
+        request.model,
+        request.path,
+        request.stream,
+        request.received,
+        request.ended,
+        request.code,
+        request.outcome,
+        request.prompt_tokens,
+        request.cached_tokens,
+        request.output_tokens,
+        request.usage,
+        request.settled,
+    )

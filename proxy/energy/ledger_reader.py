@@ -1,0 +1,335 @@
+"""What the ledger knows, as plain figures: joules, seconds, tokens.
+
+Joules are the stored microjoules divided by a million and nothing else, so that they still add up; rounding to what the
+quality permits is for whoever prints them for people.
+"""
+
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from proxy.energy.ledger import LedgerError, explained, schema_version
+from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality
+from proxy.energy.schema import MIGRATIONS
+
+_ORDER = list(Quality)
+_FAILED = (Outcome.ERROR, Outcome.FAILED)
+_TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
+
+
+class Parts(NamedTuple):
+    """What became of a device's counter so far; the committed part of it, in microjoules."""
+
+    workflow_uj: int = 0
+    idle_uj: int = 0
+    foreign_uj: int = 0
+    gap_uj: int = 0
+
+
+def worst(qualities: Iterable[str]) -> str | None:
+    """The quality of a sum: that of its worst part, null for a sum of nothing."""
+    return max(qualities, key=lambda quality: _ORDER.index(Quality(quality)), default=None)
+
+
+@dataclass(slots=True)
+class _Energy:
+    """A sum of energy rows with its band."""
+
+    uj: int = 0
+    low_uj: int = 0
+    high_uj: int = 0
+    qualities: set[str] = field(default_factory=set)
+
+    def add(self, row: sqlite3.Row) -> None:
+        self.uj += row["uj"]
+        self.low_uj += row["low_uj"]
+        self.high_uj += row["high_uj"]
+        self.qualities.add(row["quality"])
+
+    def figures(self) -> dict[str, Any]:
+        return {
+            "joules": self.uj / 1e6,
+            "joules_low": self.low_uj / 1e6,
+            "joules_high": self.high_uj / 1e6,
+            "quality": worst(self.qualities),
+        }
+
+
+class LedgerReader:
+    """Reads a ledger file while the gateway writes it, or when none runs; any thread may call it.
+
+    Every call opens its own read-only connection (a fraction of a millisecond) and sees one commit, whole. `tenant`
+    null means all tenants. Raises LedgerError when the file is missing, unreadable or of another schema.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def workflows(self, tenant: str | None = None) -> list[dict[str, Any]]:
+        """Totals of every workflow, per tenant, the one with the most joules first.
+
+        `runs` counts segments; `mean_duration_s` is over the ended ones; `joules_wasted` went into attempts that
+        did not succeed.
+        """
+        where, values = _matching(tenant=tenant)
+        with self._read() as db:
+            runs = db.execute(f"SELECT * FROM total_runs {where}", values).fetchall()
+            requests = db.execute(f"SELECT * FROM total_requests {where}", values).fetchall()
+            energy = db.execute(f"SELECT * FROM total_energy {where}", values).fetchall()
+        groups: dict[tuple[str, str], tuple[list[sqlite3.Row], ...]] = defaultdict(lambda: ([], [], []))
+        for kind, (rows, count) in enumerate([(runs, "runs"), (requests, "requests"), (energy, "records")]):
+            for row in rows:
+                if row[count]:  # a total from which everything moved away says nothing
+                    groups[row["tenant"], row["workflow"]][kind].append(row)
+        figures = [_workflow(*key, *rows) for key, rows in groups.items()]
+        return sorted(figures, key=lambda row: (-row["joules"], row["tenant"], row["workflow"]))
+
+    def runs(
+        self, tenant: str | None = None, workflow: str | None = None, since: float | None = None, limit: int = 100
+    ) -> list[dict[str, Any]]:
+        """Runs (segments) opened at `since` (Unix seconds) or later, newest first, without their requests."""
+        where, values = _matching(tenant=tenant, workflow=workflow)
+        if since is not None:
+            where, values = f"{where} {'AND' if where else 'WHERE'} opened >= ?", (*values, since)
+        with self._read() as db:
+            rows = db.execute(f"SELECT * FROM runs {where} ORDER BY opened DESC LIMIT ?", (*values, limit)).fetchall()
+            uids = (json.dumps([row["uid"] for row in rows]),)
+            requests = db.execute(
+                "SELECT run_uid, count(*) AS requests, sum(prompt_tokens) AS prompt_tokens,"
+                " sum(cached_tokens) AS cached_tokens, sum(output_tokens) AS output_tokens"
+                " FROM requests WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid",
+                uids,
+            ).fetchall()
+            energy = db.execute(
+                "SELECT run_uid, quality, sum(uj) AS uj, sum(low_uj) AS low_uj, sum(high_uj) AS high_uj"
+                " FROM requests CROSS JOIN energy ON request_id = id"
+                " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality",
+                uids,
+            ).fetchall()
+        counts = {row["run_uid"]: row for row in requests}
+        sums: dict[str, _Energy] = defaultdict(_Energy)
+        for row in energy:
+            sums[row["run_uid"]].add(row)
+        return [
+            {
+                **_run(row),
+                "requests": counts[row["uid"]]["requests"] if row["uid"] in counts else 0,
+                **_tokens([counts[row["uid"]]] if row["uid"] in counts else []),
+                **sums[row["uid"]].figures(),
+            }
+            for row in rows
+        ]
+
+    def run(self, tenant: str | None, run_id: str) -> dict[str, Any] | None:
+        """The newest segment of a run with its requests, null for an unknown one. Of several tenants' the newest."""
+        where, values = _matching(run=run_id, tenant=tenant)
+        with self._read() as db:
+            # The unary plus keeps the planner from walking the runs by time until it meets this one.
+            newest = "ORDER BY +opened DESC, +segment DESC LIMIT 1"
+            run = db.execute(f"SELECT * FROM runs {where} {newest}", values).fetchone()
+            if run is None:
+                return None
+            found = db.execute("SELECT * FROM requests WHERE run_uid = ? ORDER BY received, id", (run["uid"],))
+            requests, total = _requests(db, found.fetchall())
+        return {**_run(run), **total.figures(), "requests": requests, "by_step": _by_step(requests)}
+
+    def request(self, request_id: str) -> dict[str, Any] | None:
+        """One request with the run that it belongs to, null for an unknown one."""
+        with self._read() as db:
+            found = db.execute("SELECT * FROM requests WHERE id = ?", (request_id,)).fetchall()
+            if not found:
+                return None
+            run = db.execute("SELECT * FROM runs WHERE uid = ?", (found[0]["run_uid"],)).fetchone()
+            requests, _ = _requests(db, found)
+        return {**{key: run[key] for key in ("run", "tenant", "workflow", "segment")}, **requests[0]}
+
+    def engines(self) -> dict[str, dict[str, Any]]:
+        """What each engine's requests have cost: joules with band and quality, and joules by component."""
+        sums: dict[str, _Energy] = defaultdict(_Energy)
+        components: dict[str, dict[str, int]] = defaultdict(dict)
+        with self._read() as db:
+            for row in db.execute(
+                "SELECT engine, component, quality, sum(uj) AS uj, sum(low_uj) AS low_uj, sum(high_uj) AS high_uj"
+                " FROM total_energy WHERE records > 0 GROUP BY engine, component, quality"
+            ):
+                sums[row["engine"]].add(row)
+                _count(components[row["engine"]], row["component"], row["uj"])
+        return {
+            engine: {**total.figures(), "by_component": _joules(components[engine])} for engine, total in sums.items()
+        }
+
+    def devices(self) -> list[DeviceRecord]:
+        """The devices as they were last written: where a restarted gateway takes the books up again."""
+        with self._read() as db:
+            return [
+                DeviceRecord(**{**dict(row), "quality": Quality(row["quality"])})
+                for row in db.execute("SELECT * FROM devices ORDER BY device")
+            ]
+
+    def parts(self) -> dict[str, Parts]:
+        """What became of each device's joules so far, summed over its windows."""
+        with self._read() as db:
+            return {
+                row["device"]: Parts(*row[1:])
+                for row in db.execute(
+                    "SELECT device, sum(workflow_uj), sum(idle_uj), sum(foreign_uj), sum(gap_uj)"
+                    " FROM total_windows GROUP BY device ORDER BY device"
+                ).fetchall()
+            }
+
+    def balance(self) -> dict[str, dict[str, Any]]:
+        """The committed books of each device: its counter, the parts, and what they leave unexplained (joules)."""
+        with self._read() as db:
+            devices = db.execute(
+                "SELECT devices.device, devices.quality, counter_uj, coalesce(sum(workflow_uj), 0) AS workflow_uj,"
+                " coalesce(sum(idle_uj), 0) AS idle_uj, coalesce(sum(foreign_uj), 0) AS foreign_uj,"
+                " coalesce(sum(gap_uj), 0) AS gap_uj"
+                " FROM devices LEFT JOIN total_windows USING (device) GROUP BY device ORDER BY device"
+            ).fetchall()
+        shares = ("workflow", "idle", "foreign", "gap")
+        return {
+            row["device"]: {
+                "counter_j": row["counter_uj"] / 1e6,
+                **{f"{share}_j": row[f"{share}_uj"] / 1e6 for share in shares},
+                "residual_j": (row["counter_uj"] - sum(row[f"{share}_uj"] for share in shares)) / 1e6,
+                "quality": row["quality"],
+            }
+            for row in devices
+        }
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        if not self.path.exists():
+            raise LedgerError(f"{self.path}: no ledger here yet; it is made when the gateway starts")
+        with explained(self.path):
+            uri = f"{self.path.absolute().as_uri()}?mode=ro"
+            with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as db:
+                db.execute("PRAGMA query_only = ON")
+                if (version := schema_version(db, self.path)) < len(MIGRATIONS):
+                    raise LedgerError(f"{self.path}: schema {version} is an old one; start the gateway to update it")
+                db.row_factory = sqlite3.Row
+                db.execute("BEGIN")  # all that one call reads belongs to one commit
+                yield db
+
+
+def _matching(**values: str | None) -> tuple[str, tuple[str, ...]]:
+    """A WHERE clause over columns of ours; what they must equal is passed as parameters."""
+    given = {column: value for column, value in values.items() if value is not None}
+    clause = " AND ".join(f"{column} = ?" for column in given)
+    return (f"WHERE {clause}" if clause else ""), tuple(given.values())
+
+
+def _workflow(
+    tenant: str, workflow: str, runs: list[sqlite3.Row], requests: list[sqlite3.Row], energy: list[sqlite3.Row]
+) -> dict[str, Any]:
+    total = _Energy()
+    components: dict[str, int] = {}
+    steps: dict[str, dict[str, Any]] = {}
+    wasted_uj = 0
+    for row in energy:
+        total.add(row)
+        _count(components, row["component"], row["uj"])
+        wasted_uj += row["uj"] if row["outcome"] not in ("", Outcome.OK) else 0
+    for row in requests:
+        step = steps.setdefault(row["step"], {"requests": 0, "joules": 0, "output_tokens": 0})
+        step["requests"] += row["requests"]
+        step["output_tokens"] += row["output_tokens"]
+        step["joules"] = sum(part["uj"] for part in energy if part["step"] == row["step"]) / 1e6
+    outcomes = [(row["outcome"], row["requests"]) for row in requests]
+    run_count = sum(row["runs"] for row in runs)
+    ended = [row for row in runs if row["state"] != "open"]
+    ended_count = sum(row["runs"] for row in ended)
+    tokens = _tokens(requests)
+    return {
+        "tenant": tenant,
+        "workflow": workflow,
+        "runs": run_count,
+        "requests": sum(count for _, count in outcomes),
+        "failed": sum(count for outcome, count in outcomes if outcome in _FAILED),
+        "cancelled": sum(count for outcome, count in outcomes if outcome == Outcome.CANCELLED),
+        "refused": sum(count for outcome, count in outcomes if outcome == Outcome.REFUSED),
+        **tokens,
+        **total.figures(),
+        "joules_per_run": total.uj / 1e6 / run_count if run_count else None,
+        "joules_per_output_token": total.uj / 1e6 / tokens["output_tokens"] if tokens["output_tokens"] else None,
+        "joules_wasted": wasted_uj / 1e6,
+        "mean_duration_s": sum(row["duration_us"] for row in ended) / 1e6 / ended_count if ended_count else None,
+        "by_component": _joules(components),
+        "by_step": steps,
+    }
+
+
+def _run(row: sqlite3.Row) -> dict[str, Any]:
+    keys = ("run", "tenant", "workflow", "segment", "state", "opened", "ended")
+    return {**{key: row[key] for key in keys}, "duration_s": row["ended"] - row["opened"]}
+
+
+def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dict[str, Any]], _Energy]:
+    """The requests with their attempts and energy, and the energy of all of them."""
+    ids = (json.dumps([row["id"] for row in rows]),)
+    of_request = "FROM json_each(?) CROSS JOIN {} ON request_id = value"
+    attempts: dict[str, list[sqlite3.Row]] = defaultdict(list)
+    for row in db.execute(f"SELECT attempts.* {of_request.format('attempts')} ORDER BY request_id, n", ids):
+        attempts[row["request_id"]].append(row)
+    energy: dict[str, list[sqlite3.Row]] = defaultdict(list)
+    total = _Energy()
+    for row in db.execute(f"SELECT energy.* {of_request.format('energy')}", ids):
+        energy[row["request_id"]].append(row)
+        total.add(row)
+    return [_request(row, attempts[row["id"]], energy[row["id"]]) for row in rows], total
+
+
+def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row]) -> dict[str, Any]:
+    """A request's figures; the times are the client's, from its arrival at the gateway on."""
+    total = _Energy()
+    components: dict[str, int] = {}
+    phases = {phase.value: 0 for phase in Phase}
+    for part in energy:
+        total.add(part)
+        _count(components, part["component"], part["uj"])
+        _count(phases, part["phase"], part["uj"])
+    last = attempts[-1] if attempts else None
+    first = last["first"] if last else None
+    keys = ("id", "step", "node", "model", "path", "outcome", "code", "received", *_TOKENS, "usage")
+    return {
+        **{key: row[key] for key in keys},
+        "parents": json.loads(row["parents"]),
+        "identified_by": json.loads(row["identified_by"]),
+        "engine": last["engine"] if last else None,
+        "attempts": len(attempts),
+        "stream": bool(row["stream"]),
+        "settled": bool(row["settled"]),
+        "duration_s": None if row["ended"] is None else row["ended"] - row["received"],
+        "ttft_s": None if first is None else first - row["received"],
+        **total.figures(),
+        "by_component": _joules(components),
+        "by_phase": _joules(phases),
+    }
+
+
+def _by_step(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    steps: dict[str, dict[str, Any]] = {}
+    for request in requests:
+        step = steps.setdefault(request["step"], {"requests": 0, "joules": 0.0, "output_tokens": 0})
+        step["requests"] += 1
+        step["joules"] = round(step["joules"] + request["joules"], 6)
+        step["output_tokens"] += request["output_tokens"] or 0
+    return steps
+
+
+def _tokens(rows: Iterable[sqlite3.Row]) -> dict[str, int]:
+    rows = list(rows)
+    return {key: sum(row[key] or 0 for row in rows) for key in _TOKENS}
+
+
+def _count(sums: dict[str, int], key: str, uj: int) -> None:
+    sums[key] = sums.get(key, 0) + uj
+
+
+def _joules(sums_uj: Mapping[str, int]) -> dict[str, float]:
+    return {key: uj / 1e6 for key, uj in sums_uj.items()}

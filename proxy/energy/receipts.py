@@ -1,0 +1,316 @@
+"""The open books: runs and requests that are not yet settled, and the second's batch that they make.
+
+Sans-I/O. The data plane opens and closes receipts, attribution's settled windows are booked on them, and once a second
+`batch` hands everything that changed to the ledger and the metrics. What is settled and handed over is forgotten here.
+"""
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from proxy.energy.attribution import Settled
+from proxy.energy.records import (
+    AttemptRecord,
+    Batch,
+    EnergyRecord,
+    Outcome,
+    Phase,
+    Quality,
+    RequestRecord,
+    RunRecord,
+    WindowRecord,
+)
+from proxy.energy.sources import Device
+from proxy.energy.work import Progress
+from proxy.identify import Identity
+from proxy.telemetry.metrics import EnergyDelta
+
+WASTED = {Outcome.CANCELLED: "cancelled", Outcome.FAILED: "failed", Outcome.ERROR: "failed"}
+
+
+@dataclass(slots=True, eq=False)
+class Run:
+    """One segment of a workflow run. `last` is its last sign of life, `ended` its last completion."""
+
+    uid: str
+    tenant: str
+    run: str
+    workflow: str
+    label: str  # the workflow's name as a metric label
+    opened: float
+    quiet_s: float
+    last: float
+    ended: float
+    in_flight: int = 0  # requests queued or in flight
+    unsettled: int = 0  # requests with joules still to come
+    asked_to_close: bool = False
+    state: str = "open"
+    uj: int = 0
+
+    def record(self) -> RunRecord:
+        return RunRecord(
+            self.uid, self.tenant, self.run, self.workflow, self.opened, max(self.ended, self.opened), self.state
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """One try on one engine; `progress` begins when it leaves the gate."""
+
+    n: int
+    engine: str
+    queued: float
+    progress: Progress | None = None
+    first: float | None = None
+    ended: float | None = None
+    code: int | None = None
+    outcome: Outcome | None = None
+    waste: str | None = None  # why its joules bought nothing
+    uj: int = 0
+    wasted_uj: int = 0  # of `uj`, those that the waste metric has counted
+
+    @property
+    def dispatched(self) -> float | None:
+        return self.progress.dispatched if self.progress else None
+
+
+@dataclass(slots=True, eq=False)
+class Receipt:
+    """What one request cost, as far as it is known."""
+
+    id: str
+    run: Run
+    identity: Identity
+    step: str  # as a metric label
+    path: str
+    received: float
+    model: str = ""
+    stream: bool = False
+    attempts: list[Attempt] = field(default_factory=list)
+    ended: float | None = None
+    code: int | None = None
+    outcome: Outcome | None = None
+    prompt_tokens: int | None = None
+    cached_tokens: int | None = None
+    output_tokens: int | None = None
+    usage: str = "none"
+    uj: int = 0
+    settled: bool = False
+
+    def record(self) -> RequestRecord:
+        return RequestRecord(
+            id=self.id,
+            run_uid=self.run.uid,
+            step=self.identity.step,
+            node=self.identity.node,
+            parents=self.identity.parents,
+            identified_by=self.identity.sources,
+            model=self.model,
+            path=self.path,
+            stream=self.stream,
+            received=self.received,
+            ended=self.ended,
+            code=self.code,
+            outcome=self.outcome,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=self.cached_tokens,
+            output_tokens=self.output_tokens,
+            usage=self.usage,
+            settled=self.settled,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Second:
+    """What one second brought: the ledger's batch, and what the metrics may count once it is committed."""
+
+    batch: Batch
+    deltas: list[EnergyDelta]
+    wasted: list[tuple[str, str, int]]  # workflow label, reason, µJ counted earlier as mere energy
+    ended: list[Receipt]
+    finals: list[Run]
+
+    def __bool__(self) -> bool:
+        return bool(self.batch)
+
+
+class Book:
+    """All open runs and receipts. One owner, one thread."""
+
+    def __init__(self, workflow_label: Callable[[str], str], step_label: Callable[[str, str], str]) -> None:
+        self._workflow_label = workflow_label
+        self._step_label = step_label
+        self._runs: dict[tuple[str, str], Run] = {}  # the newest segment of each run that is not final
+        self._closing: list[Run] = []
+        self._receipts: dict[str, Receipt] = {}
+        self._dirty_runs: dict[str, Run] = {}
+        self._dirty: dict[str, Receipt] = {}
+        self._ended: list[Receipt] = []
+        self._windows: dict[tuple[str, int], list[int]] = {}
+        self._energy: dict[tuple[str, int, str, Phase], list[int]] = {}
+
+    # The data plane -------------------------------------------------------------------------------------------------
+
+    def open(self, identity: Identity, tenant: str, request_id: str, path: str, quiet_s: float, now: float) -> Receipt:
+        """A request came in. A run that was closed opens its next segment."""
+        key = (tenant, identity.run)
+        run = self._runs.get(key)
+        if run is None or run.state != "open":
+            if run is not None:
+                self._closing.append(run)
+            label = self._workflow_label(identity.workflow)
+            uid = uuid.uuid4().hex
+            run = Run(uid, tenant, identity.run, identity.workflow, label, now, quiet_s, last=now, ended=now)
+            self._runs[key] = run
+        run.in_flight += 1
+        run.unsettled += 1
+        run.last = now
+        run.asked_to_close |= identity.final or identity.alone
+        receipt = Receipt(request_id, run, identity, self._step_label(run.label, identity.step), path, received=now)
+        self._receipts[request_id] = receipt
+        self._touch(receipt)
+        return receipt
+
+    def close(self, receipt: Receipt, code: int, outcome: Outcome, now: float) -> None:
+        """A request ended. Its joules may still be to come."""
+        receipt.ended, receipt.code, receipt.outcome = now, code, outcome
+        for attempt in receipt.attempts:
+            if attempt.outcome is not None and attempt.outcome in WASTED:
+                attempt.waste = "retried" if outcome is Outcome.OK else WASTED[attempt.outcome]
+        run = receipt.run
+        run.in_flight -= 1
+        run.last = run.ended = now
+        self._ended.append(receipt)
+        self._touch(receipt)
+
+    def ask_to_close(self, tenant: str, run: str) -> bool:
+        """The client says that a run is complete. False when no such run is open."""
+        known = self._runs.get((tenant, run))
+        if known is None:
+            return False
+        known.asked_to_close = True
+        return True
+
+    # Energy ---------------------------------------------------------------------------------------------------------
+
+    def book(self, windows: Iterable[Settled]) -> None:
+        """Put settled windows on the receipts and into the devices' seconds."""
+        for window in windows:
+            second = self._windows.setdefault((window.device, int(window.t1)), [0, 0, 0, 0])
+            second[1] += window.idle_uj
+            second[2] += window.foreign_uj
+            second[3] += window.gap_uj
+            for share in window.shares:
+                second[0] += share.uj
+                receipt = self._receipts[share.progress.request_id]
+                receipt.uj += share.uj
+                receipt.run.uj += share.uj
+                receipt.attempts[share.progress.attempt - 1].uj += share.uj
+                key = (receipt.id, share.progress.attempt, window.device, share.phase)
+                sums = self._energy.setdefault(key, [0, 0, 0])
+                sums[0] += share.uj
+                sums[1] += share.low_uj
+                sums[2] += share.high_uj
+
+    def batch(self, now: float, devices: dict[str, Device], is_settled: Callable[[Progress], bool]) -> Second:
+        """Everything that changed since the last call, to be committed as one."""
+        for receipt in list(self._receipts.values()):
+            if receipt.ended is not None and all(is_settled(a.progress) for a in receipt.attempts if a.progress):
+                receipt.settled = True
+                receipt.run.unsettled -= 1
+                self._touch(receipt)
+        finals = self._close_runs(now)
+        energy, deltas = self._take_energy(devices)
+        wasted = [w for receipt in self._dirty.values() for w in _newly_wasted(receipt)]
+        attempts = [_attempt_record(receipt, a) for receipt in self._dirty.values() for a in receipt.attempts]
+        batch = Batch(
+            runs=[run.record() for run in self._dirty_runs.values()],
+            requests=[receipt.record() for receipt in self._dirty.values()],
+            attempts=attempts,
+            energy=energy,
+            windows=[
+                WindowRecord(device, second, devices[device].quality, *parts)
+                for (device, second), parts in self._windows.items()
+            ],
+        )
+        ended, self._ended = self._ended, []
+        self._windows = {}
+        self._dirty_runs, dirty, self._dirty = {}, self._dirty, {}
+        for receipt in dirty.values():
+            if receipt.settled:
+                del self._receipts[receipt.id]
+        return Second(batch, deltas, wasted, ended, finals)
+
+    def _touch(self, receipt: Receipt) -> None:
+        self._dirty[receipt.id] = receipt
+        self._dirty_runs[receipt.run.uid] = receipt.run
+
+    def _take_energy(self, devices: dict[str, Device]) -> tuple[list[EnergyRecord], list[EnergyDelta]]:
+        records: list[EnergyRecord] = []
+        deltas: list[EnergyDelta] = []
+        for (request_id, n, device, phase), (uj, low, high) in self._energy.items():
+            receipt, known = self._receipts[request_id], devices[device]
+            # A share of a measured total is attributed; of an estimate it stays an estimate.
+            quality = Quality.ATTRIBUTED if known.quality is Quality.MEASURED else known.quality
+            attempt = receipt.attempts[n - 1]
+            records.append(EnergyRecord(request_id, n, device, known.component, phase, quality, uj, low, high))
+            run = receipt.run
+            deltas.append(
+                EnergyDelta(run.tenant, run.label, receipt.step, attempt.engine, known.component, quality, uj)
+            )
+            if attempt.waste:
+                self._dirty[request_id] = receipt  # so that `_newly_wasted` sees it
+        self._energy = {}
+        return records, deltas
+
+    def _close_runs(self, now: float) -> list[Run]:
+        """Close the runs that are complete or quiet; returns those that became final."""
+        finals: list[Run] = []
+        for run in [*self._runs.values(), *self._closing]:
+            if run.state == "open" and not run.in_flight and (run.asked_to_close or now - run.last >= run.quiet_s):
+                run.state = "closed"
+                self._dirty_runs[run.uid] = run
+            if run.state == "closed" and not run.unsettled:
+                run.state = "final"
+                self._dirty_runs[run.uid] = run
+                finals.append(run)
+        for run in finals:
+            if self._runs.get((run.tenant, run.run)) is run:
+                del self._runs[run.tenant, run.run]
+        self._closing = [run for run in self._closing if run.state != "final"]
+        return finals
+
+    # What is open ---------------------------------------------------------------------------------------------------
+
+    def pending(self, tenant: str, run: str) -> list[Receipt]:
+        """The receipts of a run that are not settled and handed over."""
+        return [r for r in self._receipts.values() if r.run.run == run and r.run.tenant == tenant]
+
+    def is_open(self, tenant: str, run: str) -> bool:
+        return (tenant, run) in self._runs
+
+
+def _attempt_record(receipt: Receipt, a: Attempt) -> AttemptRecord:
+    return AttemptRecord(receipt.id, a.n, a.engine, a.queued, a.dispatched, a.first, a.ended, a.code, a.outcome)
+
+
+def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
+    for attempt in receipt.attempts:
+        if attempt.waste and attempt.uj > attempt.wasted_uj:
+            yield receipt.run.label, attempt.waste, attempt.uj - attempt.wasted_uj
+            attempt.wasted_uj = attempt.uj
+
+
+def tokens_by_label(receipts: Iterable[Receipt]) -> dict[tuple[str, str, str], tuple[int, int, int]]:
+    """(tenant, workflow, step) → prompt, cached and output tokens of requests whose counts are known."""
+    sums: dict[tuple[str, str, str], tuple[int, int, int]] = defaultdict(lambda: (0, 0, 0))
+    for receipt in receipts:
+        key = (receipt.run.tenant, receipt.run.label, receipt.step)
+        prompt, cached, output = sums[key]
+        sums[key] = (
+            prompt + (receipt.prompt_tokens or 0),
+            cached + (receipt.cached_tokens or 0),
+            output + (receipt.output_tokens or 0),
+        )
+    return sums

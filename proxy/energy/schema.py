@@ -1,0 +1,144 @@
+"""What the ledger's tables are: one SQL script a version, applied in order, the file's `user_version` says how many.
+
+The `total_*` tables repeat sums of the detail, so that a question about a workflow does not read a million runs. They
+are moved in the same transaction as the detail. Energies are microjoules, times Unix seconds.
+"""
+
+APPLICATION_ID = 0x4A4F554C  # marks the file as a ledger of ours
+
+MIGRATIONS: tuple[str, ...] = (
+    """
+    CREATE TABLE runs (
+        uid TEXT PRIMARY KEY,
+        tenant TEXT NOT NULL,
+        run TEXT NOT NULL,
+        segment INTEGER NOT NULL,
+        workflow TEXT NOT NULL,
+        opened REAL NOT NULL,
+        ended REAL NOT NULL,
+        state TEXT NOT NULL,
+        UNIQUE (run, tenant, segment)
+    );
+    CREATE INDEX runs_by_time ON runs (opened);
+    CREATE INDEX runs_by_tenant ON runs (tenant, opened);
+    CREATE INDEX runs_by_workflow ON runs (workflow, opened);
+    CREATE INDEX runs_unfinished ON runs (state) WHERE state <> 'final';
+
+    CREATE TABLE requests (
+        id TEXT PRIMARY KEY,
+        run_uid TEXT NOT NULL REFERENCES runs (uid),
+        step TEXT NOT NULL,
+        node TEXT,
+        parents TEXT NOT NULL,
+        identified_by TEXT NOT NULL,
+        model TEXT NOT NULL,
+        path TEXT NOT NULL,
+        stream INTEGER NOT NULL,
+        received REAL NOT NULL,
+        ended REAL,
+        code INTEGER,
+        outcome TEXT,
+        prompt_tokens INTEGER,
+        cached_tokens INTEGER,
+        output_tokens INTEGER,
+        usage TEXT NOT NULL,
+        settled INTEGER NOT NULL
+    );
+    CREATE INDEX requests_by_run ON requests (run_uid, received);
+    CREATE INDEX requests_unsettled ON requests (settled) WHERE settled = 0;
+
+    CREATE TABLE attempts (
+        request_id TEXT NOT NULL REFERENCES requests (id),
+        n INTEGER NOT NULL,
+        engine TEXT NOT NULL,
+        queued REAL NOT NULL,
+        dispatched REAL,
+        first REAL,
+        ended REAL,
+        code INTEGER,
+        outcome TEXT,
+        PRIMARY KEY (request_id, n)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE energy (
+        request_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        device TEXT NOT NULL,
+        component TEXT NOT NULL,
+        phase TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        uj INTEGER NOT NULL,
+        low_uj INTEGER NOT NULL,
+        high_uj INTEGER NOT NULL,
+        PRIMARY KEY (request_id, attempt, device, phase, quality),
+        FOREIGN KEY (request_id, attempt) REFERENCES attempts (request_id, n)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE windows (
+        device TEXT NOT NULL,
+        second INTEGER NOT NULL,
+        quality TEXT NOT NULL,
+        workflow_uj INTEGER NOT NULL,
+        idle_uj INTEGER NOT NULL,
+        foreign_uj INTEGER NOT NULL,
+        gap_uj INTEGER NOT NULL,
+        PRIMARY KEY (device, second, quality)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE devices (
+        device TEXT PRIMARY KEY,
+        component TEXT NOT NULL,
+        model TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        counter_uj INTEGER NOT NULL,
+        raw_uj INTEGER NOT NULL,
+        t REAL NOT NULL
+    ) WITHOUT ROWID;
+
+    CREATE TABLE total_runs (
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        state TEXT NOT NULL,
+        runs INTEGER NOT NULL,
+        duration_us INTEGER NOT NULL,
+        PRIMARY KEY (tenant, workflow, state)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE total_requests (
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        PRIMARY KEY (tenant, workflow, step, outcome)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE total_energy (
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        component TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        records INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        low_uj INTEGER NOT NULL,
+        high_uj INTEGER NOT NULL,
+        PRIMARY KEY (tenant, workflow, step, engine, component, quality, outcome)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE total_windows (
+        device TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        workflow_uj INTEGER NOT NULL,
+        idle_uj INTEGER NOT NULL,
+        foreign_uj INTEGER NOT NULL,
+        gap_uj INTEGER NOT NULL,
+        PRIMARY KEY (device, quality)
+    ) WITHOUT ROWID;
+    """,
+)

@@ -1,0 +1,48 @@
+"""Any endpoint that speaks the OpenAI API and tells nothing of itself; the other kinds build on it."""
+
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from proxy.config import ConfigError, EngineConfig
+from proxy.engines.interface import EngineSample
+
+
+class OpenAI:
+    """An OpenAI-compatible endpoint. It has no counters, so nobody can tell work that came past the gateway."""
+
+    kind: str = "openai"
+    health_paths: tuple[str, ...] = ("/v1/models", "/health")
+    metrics_path: str | None = None
+
+    def __init__(self, config: EngineConfig) -> None:
+        """Raises ConfigError for an url without a host or a secret that cannot be read."""
+        self.name = config.name
+        self.url = config.url.rstrip("/").removesuffix("/v1").rstrip("/")
+        self.models = config.models
+        self.devices = config.devices
+        self.local = _is_loopback(config.name, config.url)
+        secret = config.secret()
+        self.headers: dict[str, str] = {"Authorization": f"Bearer {secret}"} if secret else {}
+
+    def parse(self, t: float, body: bytes) -> EngineSample | None:
+        return None
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
+def _is_loopback(engine: str, url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigError(f"engine {engine}: url {url!r}: {error}") from None
+    if not host:
+        raise ConfigError(f"engine {engine}: url {url!r} has no host")
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

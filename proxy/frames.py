@@ -1,0 +1,135 @@
+"""What passes in a streamed reply: frames counted, usage read, and nothing else touched.
+
+Sans-I/O: the engine's bytes go in as they come, the client's come out. Only two things ever differ: the usage frame
+that the gateway asked for is kept back, and an energy comment may be put before `[DONE]`.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+_BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_TAIL_LIMIT = 8 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts as the engine states them; `prompt` includes `cached`, which is None when the engine does not say."""
+
+    prompt: int
+    output: int
+    cached: int | None
+
+
+def read_usage(reply: Any) -> Usage | None:
+    """The usage in a reply or a frame, in the words of either OpenAI API; None when there is none."""
+    if not isinstance(reply, Mapping):
+        return None
+    usage = reply.get("usage")
+    if usage is None and isinstance(reply.get("response"), Mapping):
+        usage = reply["response"].get("usage")
+    if not isinstance(usage, Mapping):
+        return None
+    prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
+    output = usage.get("completion_tokens", usage.get("output_tokens", 0))
+    details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
+    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    if not isinstance(prompt, int) or not isinstance(output, int):
+        return None
+    return Usage(max(0, prompt), max(0, output), cached if isinstance(cached, int) else None)
+
+
+class Frames:
+    """One stream. `hide_usage`: keep the usage frame from the client; `comment`: what to say before the end."""
+
+    def __init__(self, hide_usage: bool = False, comment: Callable[[], bytes] | None = None) -> None:
+        self._hide_usage = hide_usage
+        self._comment = comment
+        self._edits = hide_usage or comment is not None
+        self._tail = b""
+        self.content = 0  # frames that carry output
+        self.usage: Usage | None = None
+        self.done = False
+        self.error: bytes | None = None  # an error object instead of a first frame
+        self.started = False
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes from the engine in, bytes for the client out."""
+        buffer = self._tail + data if self._tail else data
+        out: list[bytes] = []
+        begin = 0
+        for blank in _BLANK_LINE.finditer(buffer):
+            end = blank.end()
+            out.append(self._frame(buffer[begin:end]))
+            begin = end
+        self._tail = buffer[begin:]
+        if not self._edits:
+            if len(self._tail) > _TAIL_LIMIT:
+                self._tail = b""
+            return data
+        if len(self._tail) > _TAIL_LIMIT:  # not a frame that we asked for
+            out.append(self._tail)
+            self._tail = b""
+        return b"".join(out)
+
+    def finish(self) -> bytes:
+        """The engine's stream has ended; returns what is still owed to the client."""
+        tail, self._tail = self._tail, b""
+        if tail:
+            tail = self._frame(tail)
+        owed = tail if self._edits else b""
+        if self._comment is not None:
+            owed += self._comment()
+            self._comment = None
+        return owed
+
+    def _frame(self, frame: bytes) -> bytes:
+        at = frame.find(b"data:")
+        if at < 0:
+            return frame
+        if b'"usage"' in frame and b'"usage":null' not in frame and b'"usage": null' not in frame:
+            return self._usage_frame(frame, at)
+        if frame.startswith((b"[DONE]", b" [DONE]"), at + 5):
+            self.done = True
+            if self._comment is not None:
+                frame = self._comment() + frame
+                self._comment = None
+            return frame
+        if not self.started:
+            self.started = True
+            if b'"error"' in frame[at : at + 24]:
+                self.error = frame[at + 5 :].strip()
+                return frame
+        if _carries_output(frame):
+            self.content += 1
+        return frame
+
+    def _usage_frame(self, frame: bytes, at: int) -> bytes:
+        try:
+            reply = orjson.loads(b"".join(line[5:] for line in frame[at:].splitlines() if line.startswith(b"data:")))
+        except orjson.JSONDecodeError:
+            reply = None
+        usage = read_usage(reply)
+        if usage is not None:
+            self.usage = usage
+        if isinstance(reply, Mapping):
+            self.started = True
+            if reply.get("choices") == [] and usage is not None:
+                return b"" if self._hide_usage else frame
+            if _carries_output(frame):
+                self.content += 1
+        return frame
+
+
+def _carries_output(frame: bytes) -> bool:
+    """Whether a frame holds output: not the opening frame with the role alone, nor the closing one with the reason."""
+    if b'"content":"' in frame or b'"content": "' in frame:
+        return b'"content":""' not in frame and b'"content": ""' not in frame
+    if b'"text":' in frame:
+        return b'"text":""' not in frame and b'"text": ""' not in frame
+    if b'"tool_calls"' in frame or b'"reasoning' in frame:
+        return True
+    return b'.delta"' in frame  # the Responses API names its frames

@@ -1,0 +1,85 @@
+"""How the engines are: once a second each is asked for its health and counters, and now and then for its models."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import aiohttp
+import orjson
+
+from proxy import clock
+from proxy.energy.attribution import Attribution
+from proxy.route import Lane
+
+log = logging.getLogger("joulegate.health")
+
+PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
+PROBE_EVERY_S = 1.0
+MODELS_EVERY_S = 30.0
+
+
+async def watch(lane: Lane, attribution: Attribution, reprice: Callable[[Lane], None]) -> None:
+    """Probe one engine for ever; what it says goes into its lane and into attribution.
+
+    `reprice` is called when the engine has said which models it serves.
+    """
+    asked_models = 0.0
+    while True:
+        was_up, lane.up = lane.up, await _is_up(lane)
+        if lane.up != was_up:
+            log.log(
+                logging.INFO if lane.up else logging.WARNING, "engine %s is %s", lane.name, "up" if lane.up else "down"
+            )
+        if lane.up:
+            if not was_up or clock.now() - asked_models > MODELS_EVERY_S:
+                await _ask_models(lane)
+                reprice(lane)
+                asked_models = clock.now()
+            await _ask_counters(lane, attribution)
+        await asyncio.sleep(PROBE_EVERY_S)
+
+
+async def _get(lane: Lane, path: str) -> tuple[int, bytes]:
+    """Status and body; status 0 when the engine could not be reached."""
+    try:
+        url = lane.engine.url + path
+        async with lane.session.get(url, headers=lane.engine.headers, timeout=PROBE_TIMEOUT) as response:
+            return response.status, await response.read()
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return 0, b""
+
+
+async def _is_up(lane: Lane) -> bool:
+    for path in lane.engine.health_paths:
+        status, _ = await _get(lane, path)
+        if status == 200:
+            return True
+        if status not in (404, 405):
+            return False
+    # An engine that knows none of these paths answers all the same.
+    return True
+
+
+async def _ask_models(lane: Lane) -> None:
+    status, body = await _get(lane, "/v1/models")
+    if status != 200:
+        return
+    try:
+        lane.models = {str(entry["id"]): entry for entry in orjson.loads(body)["data"]}
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        log.warning("engine %s: its /v1/models is not a list of models", lane.name)
+
+
+async def _ask_counters(lane: Lane, attribution: Attribution) -> None:
+    path = lane.engine.metrics_path
+    if path is None:
+        return
+    asked = clock.now()
+    status, body = await _get(lane, path)
+    if status != 200:
+        return
+    # The engine read its counters at some moment between the question and the answer.
+    sample = lane.engine.parse((asked + clock.now()) / 2, body)
+    if sample is not None:
+        lane.sample = sample
+        attribution.engine(lane.name, sample.t, sample.steps, sample.output_tokens)

@@ -1,0 +1,80 @@
+"""What only the running gateway knows, for the JSON API: open joules, open runs, engines as they are."""
+
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import Request
+
+from proxy import clock
+from proxy.api.energy import DeviceBooks
+from proxy.energy.attribution import Attribution
+from proxy.energy.ledger_reader import Parts
+from proxy.energy.meter import Meter
+from proxy.energy.receipts import Book, Receipt
+from proxy.keys import Keys
+from proxy.route import Lane
+
+
+class LiveGateway:
+    """The API's view of the gateway. Everything answers at once, on the event loop."""
+
+    def __init__(self, meter: Meter, attribution: Attribution, book: Book, keys: Keys, lanes: list[Lane]) -> None:
+        self._meter, self._attribution, self._book = meter, attribution, book
+        self._keys, self._lanes = keys, lanes
+
+    def books(self) -> dict[str, DeviceBooks]:
+        counters, open_uj = self._meter.counter_uj(), self._meter.open_uj()
+        known, devices = self._attribution.foreign_known(), self._meter.devices
+        books: dict[str, DeviceBooks] = {}
+        for name, device in devices.items():
+            parts = self._meter.committed.get(name, Parts())
+            books[name] = DeviceBooks(
+                counter_uj=counters.get(name, 0),
+                workflow_uj=parts.workflow_uj,
+                open_uj=open_uj.get(name, 0),
+                idle_uj=parts.idle_uj,
+                foreign_uj=parts.foreign_uj,
+                gap_uj=parts.gap_uj,
+                foreign_known=known.get(name, False),
+                quality=device.quality,
+            )
+        return books
+
+    def provisional_uj(self, tenant: str, run: str) -> tuple[int, dict[str, int]]:
+        by_request = {receipt.id: self._open_uj(receipt) for receipt in self._book.pending(tenant, run)}
+        return sum(by_request.values()), by_request
+
+    def _open_uj(self, receipt: Receipt) -> int:
+        now = clock.now()
+        running = [attempt.progress for attempt in receipt.attempts if attempt.progress is not None]
+        return sum(self._attribution.provisional_uj(progress, now) for progress in running)
+
+    def run_settled(self, tenant: str, run: str) -> bool:
+        return not self._book.pending(tenant, run) and not self._meter.is_writing(tenant, run)
+
+    def close_run(self, tenant: str, run: str) -> bool:
+        return self._book.ask_to_close(tenant, run)
+
+    async def committed(self) -> None:
+        await self._meter.next_commit()
+
+    def tenant_of(self, request: Request) -> str | None:
+        if not self._keys:
+            return None
+        return self._keys.caller(dict(request.headers.raw)).tenant
+
+    def engines(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": lane.name,
+                "kind": lane.engine.kind,
+                "url": lane.engine.url,
+                "up": lane.up,
+                "in_flight": lane.gate.total,
+                "queued": lane.gate.waiting,
+                "limit": lane.gate.limit,
+                "devices": list(lane.engine.devices),
+                "sample": asdict(lane.sample) if lane.sample else None,
+            }
+            for lane in self._lanes
+        ]

@@ -1,0 +1,38 @@
+"""What the gateway says when it says no: an OpenAI error object."""
+
+import orjson
+
+
+class Refusal(Exception):
+    """A request that the gateway itself ends. `message` is for the client and holds no prompt and no secret."""
+
+    def __init__(
+        self, status: int, message: str, code: str, *, param: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.param, self.retry_after_s = (
+            status,
+            message,
+            code,
+            param,
+            retry_after_s,
+        )
+
+    def body(self) -> bytes:
+        return error_object(self.status, self.message, self.code, self.param)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        return [] if self.retry_after_s is None else [(b"retry-after", str(self.retry_after_s).encode())]
+
+
+def error_object(status: int, message: str, code: str, param: str | None = None) -> bytes:
+    """The JSON that OpenAI clients understand."""
+    if status >= 500:
+        kind = "server_error"
+    elif status == 429:
+        kind = "rate_limit_error"
+    elif status == 401:
+        kind = "authentication_error"
+    else:
+        kind = "invalid_request_error"
+    return orjson.dumps({"error": {"message": message, "type": kind, "param": param, "code": code}})

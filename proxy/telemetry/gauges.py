@@ -1,0 +1,57 @@
+"""The state of the moment, as gauges. It is replaced whole, so that what is gone is no longer shown."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from prometheus_client.core import GaugeMetricFamily
+
+from proxy.energy.records import Quality
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    """What is not named is not shown. Gates are keyed (engine, workflow), devices are `h1/gpu:0`."""
+
+    power_w: Mapping[tuple[str, Quality], float] = field(default_factory=dict)  # (device, quality)
+    sample_age_s: Mapping[str, float] = field(default_factory=dict)  # device
+    in_flight: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    queued: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    limit: Mapping[tuple[str, str], int] = field(default_factory=dict)  # a gate without a limit is left out
+    engine_up: Mapping[str, bool] = field(default_factory=dict)
+    ledger_backlog: int = 0  # batches not yet committed
+
+    def families(self) -> Iterator[GaugeMetricFamily]:
+        power = GaugeMetricFamily(
+            "joulegate_power_watts", "Power by the device's own counter.", labels=("host", "device", "quality")
+        )
+        for (name, quality), power_w in self.power_w.items():
+            power.add_metric((*host_and_device(name), quality.value), power_w)
+        yield power
+        age = GaugeMetricFamily(
+            "joulegate_energy_sample_age_seconds", "Since a device was last read.", labels=("host", "device")
+        )
+        for name, age_s in self.sample_age_s.items():
+            age.add_metric(host_and_device(name), age_s)
+        yield age
+        for gauge, doc, values in (
+            ("in_flight", "Requests at the engine.", self.in_flight),
+            ("queued", "Requests that wait at the gate.", self.queued),
+            ("limit", "Requests that the gate lets be in flight at once.", self.limit),
+        ):
+            gate = GaugeMetricFamily(f"joulegate_gate_{gauge}", doc, labels=("engine", "workflow"))
+            for key, count in values.items():
+                gate.add_metric(key, count)
+            yield gate
+        up = GaugeMetricFamily("joulegate_engine_up", "1 when the engine answers.", labels=("engine",))
+        for engine, is_up in self.engine_up.items():
+            up.add_metric((engine,), int(is_up))
+        yield up
+        yield GaugeMetricFamily(
+            "joulegate_ledger_backlog", "Batches that the ledger has not yet committed.", value=self.ledger_backlog
+        )
+
+
+def host_and_device(name: str) -> tuple[str, str]:
+    """`h1/gpu:0` as the two labels it becomes."""
+    host, _, device = name.partition("/")
+    return host, device

@@ -1,0 +1,123 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from joulegate.report import joules_text, show
+from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger_reader import LedgerReader
+from proxy.energy.records import (
+    AttemptRecord,
+    Batch,
+    DeviceRecord,
+    EnergyRecord,
+    Outcome,
+    Phase,
+    Quality,
+    RequestRecord,
+    RunRecord,
+    WindowRecord,
+)
+
+
+def books(quality: Quality, tenant: str = "default") -> Batch:
+    """One run with a request that needed two attempts: 30 J wasted, 1234.567 J well spent, 300 J idle."""
+    share = Quality.ATTRIBUTED if quality is Quality.MEASURED else quality
+    request = RequestRecord(
+        *(f"q{tenant}", f"u{tenant}", "query", None, (), {}, "m", "/v1/completions", False, 100.0),
+        *(104.0, 200, Outcome.OK, 30, 10, 2000, "engine", True),
+    )
+    return Batch(
+        [RunRecord(f"u{tenant}", tenant, "r1", "search", 100.0, 104.0, "final")],
+        [request],
+        [
+            AttemptRecord(request.id, 1, "e1", 100.0, 100.0, None, 101.0, 500, Outcome.FAILED),
+            AttemptRecord(request.id, 2, "e1", 101.0, 101.0, 102.0, 104.0, 200, Outcome.OK),
+        ],
+        [
+            EnergyRecord(request.id, 1, "d", "gpu", Phase.PREFILL, share, 30_000_000, 0, 0),
+            EnergyRecord(request.id, 2, "d", "gpu", Phase.DECODE, share, 1_234_567_000, 0, 0),
+        ],
+        [WindowRecord("d", 103, quality, 1_264_567_000, 300_000_000, 0, 0)],
+        [DeviceRecord("d", "gpu", "H200", quality, 1_564_567_000, 0, 104.0)],
+    )
+
+
+def printed(path: Path, *batches: Batch, as_json: bool = False) -> str:
+    ledger = Ledger(path / "ledger.sqlite")
+    for batch in batches:
+        ledger.write(batch)
+    ledger.close()
+    out = io.StringIO()
+    show(LedgerReader(ledger.path), as_json, Console(file=out, width=200))
+    return out.getvalue()
+
+
+def test_measured_figures(tmp_path: Path) -> None:
+    text = printed(tmp_path, books(Quality.MEASURED))
+    cells = [cell.strip() for line in text.splitlines() if line.startswith("│") for cell in line.split("│")[1:-1]]
+    assert cells[:11] == ["search", "1", "1", "30", "10", "2,000", "1.26 kJ", "1.26 kJ", "632 mJ", "4.0", "attributed"]
+    assert cells[11:] == ["d", "1.56 kJ", "81 %", "19 %", "0 %", "0 %", "0 µJ", "measured"]
+    assert "30.0 J of 1.26 kJ (2.4 %) went into attempts that failed or were cancelled." in text
+    assert "≈" not in text and "stimate" not in text
+
+
+def test_estimates_say_so_first_and_have_two_digits(tmp_path: Path) -> None:
+    text = printed(tmp_path, books(Quality.ESTIMATED))
+    assert text.startswith("Estimated: all joules")
+    assert "≈ 1.3 kJ" in text and "≈ 630 mJ" in text and "≈ 1.6 kJ" in text and "≈ 30 J of" in text
+    assert "1.26" not in text and "632" not in text and "1.56" not in text
+
+
+def test_emulated_figures_say_so_first(tmp_path: Path) -> None:
+    assert printed(tmp_path, books(Quality.EMULATED)).startswith("Emulated: all joules")
+
+
+def test_tenants_are_named_where_there_are_several(tmp_path: Path) -> None:
+    text = printed(tmp_path, books(Quality.MEASURED, "a"), books(Quality.MEASURED, "b"))
+    assert "a/search" in text and "b/search" in text
+
+
+def test_names_are_no_markup_and_shares_are_plain_numbers(tmp_path: Path) -> None:
+    batch = books(Quality.MEASURED)
+    almost_all = replace(batch.windows[0], idle_uj=999_000_000_000)
+    renamed = replace(batch.runs[0], workflow="[red]alert[/red]")
+    device = replace(batch.devices[0], counter_uj=1_000_264_567_000)
+    text = printed(tmp_path, replace(batch, runs=[renamed], windows=[almost_all], devices=[device]))
+    assert "[red]alert[/red]" in text and "100 %" in text and "0.13 %" in text
+
+
+def test_json_keeps_every_microjoule(tmp_path: Path) -> None:
+    figures = json.loads(printed(tmp_path, books(Quality.ESTIMATED), as_json=True))
+    assert figures["workflows"][0]["joules"] == 1264.567 and figures["workflows"][0]["quality"] == "estimated"
+    assert figures["devices"]["d"]["idle_j"] == 300.0
+    assert figures["engines"]["e1"]["joules"] == 1264.567
+
+
+def test_an_empty_ledger_and_none(tmp_path: Path) -> None:
+    assert printed(tmp_path).startswith("No workflow has run yet")
+    with pytest.raises(LedgerError, match="no ledger here yet"):
+        show(LedgerReader(tmp_path / "none.sqlite"), False, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("joules", "quality", "text"),
+    [
+        (None, None, "-"),
+        (0.0, "attributed", "0 J"),
+        (0.000001, "measured", "1.00 µJ"),
+        (0.0123456, "attributed", "12.3 mJ"),
+        (9.999, "attributed", "10.0 J"),
+        (999.9, "attributed", "1.00 kJ"),
+        (123.0, "attributed", "123 J"),
+        (123.0, "estimated", "≈ 120 J"),
+        (7.77, "estimated", "≈ 7.8 J"),
+        (1000.0, "estimated", "≈ 1.0 kJ"),
+        (5e13, "emulated", "50000 GJ"),
+    ],
+)
+def test_digits_follow_the_quality(joules: float | None, quality: str | None, text: str) -> None:
+    assert joules_text(joules, quality) == text

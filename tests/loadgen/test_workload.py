@@ -1,0 +1,77 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.workload import Call, Dispatch, Execution, Run, tags
+
+
+def call(node: str, parents: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> Call:
+    return Call(node, node.partition("-")[0], 8, lambda _outputs: [], parents, after)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> Run:
+    calls: list[Call] = []
+    for number in range(draw(st.integers(1, 12))):
+        earlier = [call.node for call in calls]
+        picked = st.lists(st.sampled_from(earlier), unique=True, max_size=3) if earlier else st.just([])
+        calls.append(call(f"n-{number}", tuple(draw(picked)), tuple(draw(picked))))
+    return Run("w", tuple(calls))
+
+
+@given(run=runs(), data=st.data())
+def test_every_call_goes_once_after_all_that_it_waits_for_and_one_is_final(run: Run, data: st.DataObject) -> None:
+    execution = Execution(run)
+    sent: list[Dispatch] = []
+    in_flight: list[str] = []
+    while not execution.done:
+        for dispatch in execution.take_ready():
+            assert {*dispatch.call.parents, *dispatch.call.after} <= execution.outputs.keys()
+            sent.append(dispatch)
+            in_flight.append(dispatch.call.node)
+        assert in_flight, "a run that is not done has something under way"
+        node = data.draw(st.sampled_from(in_flight))
+        in_flight.remove(node)
+        execution.answer(node, f"answer of {node}")
+    assert sorted(dispatch.call.node for dispatch in sent) == sorted(call.node for call in run.calls)
+    assert [dispatch.final for dispatch in sent] == [False] * (len(sent) - 1) + [True]
+
+
+def test_calls_of_one_level_go_together() -> None:
+    execution = Execution(Run("w", (call("a"), call("b-1", ("a",)), call("b-2", ("a",)), call("c", ("b-1", "b-2")))))
+    assert [d.call.node for d in execution.take_ready()] == ["a"]
+    assert execution.take_ready() == []
+    execution.answer("a", "")
+    assert [d.call.node for d in execution.take_ready()] == ["b-1", "b-2"]
+    execution.answer("b-2", "")
+    assert execution.take_ready() == []
+    execution.answer("b-1", "")
+    assert [(d.call.node, d.final) for d in execution.take_ready()] == [("c", True)]
+
+
+@pytest.mark.parametrize(
+    ("calls", "message"),
+    [
+        ((), "at least one call"),
+        ((call("a"), call("a")), "two calls"),
+        ((call("a", parents=("b",)), call("b")), "waits for 'b'"),
+        ((call("a", after=("a",)),), "waits for 'a'"),
+    ],
+)
+def test_a_plan_that_cannot_be_carried_out_is_refused(calls: tuple[Call, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Run("w", calls)
+
+
+def test_tags_name_parents_but_not_mere_order() -> None:
+    reviewer = call("reviewer-1", parents=("architect", "engineer-1"), after=("reviewer-0",))
+    assert tags("run-7", "coding", Dispatch(reviewer, final=True)) == {
+        "X-Workflow-Id": "run-7",
+        "X-Workflow-Name": "coding",
+        "X-Workflow-Step": "reviewer",
+        "X-Workflow-Node": "reviewer-1",
+        "X-Workflow-Parent": "architect,engineer-1",
+        "X-Workflow-Final": "true",
+    }
+    first = tags("run-7", "coding", Dispatch(call("architect"), final=False))
+    assert "X-Workflow-Parent" not in first and "X-Workflow-Final" not in first

@@ -1,0 +1,475 @@
+import contextlib
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger_reader import LedgerReader, Parts, worst
+from proxy.energy.records import (
+    AttemptRecord,
+    Batch,
+    DeviceRecord,
+    EnergyRecord,
+    Outcome,
+    Phase,
+    Quality,
+    RequestRecord,
+    RunRecord,
+    WindowRecord,
+)
+
+RUN = RunRecord("u1", "default", "r1", "search", 100.0, 104.0, "open")
+REQUEST = RequestRecord(
+    id="q1",
+    run_uid="u1",
+    step="query",
+    node="query-1",
+    parents=("plan-1", "q0"),
+    identified_by={"run": "X-Workflow-Id"},
+    model="m",
+    path="/v1/chat/completions",
+    stream=True,
+    received=100.0,
+    ended=104.0,
+    code=200,
+    outcome=Outcome.OK,
+    prompt_tokens=30,
+    cached_tokens=10,
+    output_tokens=8,
+    usage="engine",
+    settled=True,
+)
+ATTEMPT = AttemptRecord("q1", 1, "e1", 100.1, 100.2, 101.5, 104.0, 200, Outcome.OK)
+ENERGY = EnergyRecord("q1", 1, "h1/gpu:0", "gpu", Phase.DECODE, Quality.ATTRIBUTED, 2_000_000, 1_500_000, 2_500_000)
+WINDOW = WindowRecord("h1/gpu:0", 103, Quality.MEASURED, 2_000_000, 500_000, 0, 7)
+DEVICE = DeviceRecord("h1/gpu:0", "gpu", "H200", Quality.MEASURED, 2_500_007, 9_000_000, 104.0)
+WHOLE = Batch([RUN], [REQUEST], [ATTEMPT], [ENERGY], [WINDOW], [DEVICE])
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "not" / "there" / "yet" / "ledger.sqlite"
+
+
+@pytest.fixture
+def ledger(path: Path) -> Iterator[Ledger]:
+    ledger = Ledger(path)
+    yield ledger
+    ledger.close()
+
+
+@pytest.fixture
+def reader(ledger: Ledger) -> LedgerReader:
+    return LedgerReader(ledger.path)
+
+
+def rows(path: Path, sql: str) -> list[tuple]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute(sql).fetchall()
+
+
+def totals_equal_detail(path: Path) -> bool:
+    """Adds the detail up again, in plain SQL without the ledger's own statements."""
+    detail = rows(
+        path,
+        """SELECT r.tenant, r.workflow, q.step, a.engine, e.component, e.quality, ifnull(a.outcome, ''),
+                  count(*), sum(e.uj), sum(e.low_uj), sum(e.high_uj)
+           FROM energy e JOIN attempts a ON a.request_id = e.request_id AND a.n = e.attempt
+           JOIN requests q ON q.id = e.request_id JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4, 5, 6, 7""",
+    )
+    requests = rows(
+        path,
+        """SELECT r.tenant, r.workflow, q.step, ifnull(q.outcome, ''), count(*), total(q.prompt_tokens),
+                  total(q.cached_tokens), total(q.output_tokens)
+           FROM requests q JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4""",
+    )
+    runs = rows(path, "SELECT tenant, workflow, state, count(*) FROM runs GROUP BY 1, 2, 3")
+    windows = rows(
+        path,
+        """SELECT device, quality, sum(workflow_uj), sum(idle_uj), sum(foreign_uj), sum(gap_uj)
+           FROM windows GROUP BY 1, 2""",
+    )
+    return (
+        sorted(detail) == sorted(rows(path, "SELECT * FROM total_energy WHERE records <> 0"))
+        and not rows(path, "SELECT * FROM total_energy WHERE records = 0 AND (uj <> 0 OR low_uj <> 0 OR high_uj <> 0)")
+        and sorted(requests) == sorted(rows(path, "SELECT * FROM total_requests WHERE requests <> 0"))
+        and sorted(runs) == sorted(rows(path, "SELECT tenant, workflow, state, runs FROM total_runs WHERE runs <> 0"))
+        and not rows(path, "SELECT * FROM total_runs WHERE runs = 0 AND duration_us <> 0")
+        and sorted(windows) == sorted(rows(path, "SELECT * FROM total_windows"))
+    )
+
+
+def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
+    prefill = replace(ENERGY, phase=Phase.PREFILL, uj=1, low_uj=0, high_uj=3)
+    cpu = replace(ENERGY, device="h1/cpu:0", component="cpu", quality=Quality.ESTIMATED, uj=500_000)
+    ledger.write(replace(WHOLE, energy=[ENERGY, prefill, cpu]))
+    run = reader.run("default", "r1")
+    assert run is not None
+    request = run.pop("requests")[0]
+    assert run == {
+        "run": "r1",
+        "tenant": "default",
+        "workflow": "search",
+        "segment": 1,
+        "state": "open",
+        "opened": 100.0,
+        "ended": 104.0,
+        "duration_s": 4.0,
+        "joules": 2.500001,
+        "joules_low": 3.0,
+        "joules_high": 5.000003,
+        "quality": "estimated",
+        "by_step": {"query": {"requests": 1, "joules": 2.500001, "output_tokens": 8}},
+    }
+    assert request == {
+        "id": "q1",
+        "step": "query",
+        "node": "query-1",
+        "parents": ["plan-1", "q0"],
+        "identified_by": {"run": "X-Workflow-Id"},
+        "model": "m",
+        "path": "/v1/chat/completions",
+        "engine": "e1",
+        "attempts": 1,
+        "outcome": "ok",
+        "code": 200,
+        "stream": True,
+        "received": 100.0,
+        "duration_s": 4.0,
+        "ttft_s": 1.5,
+        "prompt_tokens": 30,
+        "cached_tokens": 10,
+        "output_tokens": 8,
+        "usage": "engine",
+        "settled": True,
+        "joules": 2.500001,
+        "joules_low": 3.0,
+        "joules_high": 5.000003,
+        "quality": "estimated",
+        "by_component": {"gpu": 2.000001, "cpu": 0.5},
+        "by_phase": {"prefill": 1e-06, "decode": 2.5},
+    }
+    whose = {"run": "r1", "tenant": "default", "workflow": "search", "segment": 1}
+    assert reader.request("q1") == {**whose, **request}
+    assert reader.run("other", "r1") is None and reader.run(None, "r2") is None and reader.request("q2") is None
+
+
+def test_energy_and_windows_are_added_and_the_rest_replaced(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(WHOLE)
+    ledger.write(
+        Batch(
+            runs=[replace(RUN, workflow="chat", ended=110.0, state="closed")],
+            requests=[replace(REQUEST, output_tokens=9)],
+            attempts=[replace(ATTEMPT, n=2, engine="e2", first=103.0)],
+            energy=[ENERGY, replace(ENERGY, attempt=2, uj=1)],
+            windows=[WINDOW],
+            devices=[replace(DEVICE, counter_uj=5_000_014)],
+        )
+    )
+    run = reader.run(None, "r1")
+    assert run is not None
+    assert (run["workflow"], run["state"], run["duration_s"], run["joules"]) == ("chat", "closed", 10.0, 4.000001)
+    request = run["requests"][0]
+    assert (request["attempts"], request["engine"], request["ttft_s"], request["output_tokens"]) == (2, "e2", 3.0, 9)
+    assert [row["workflow"] for row in reader.workflows()] == ["chat"]
+    assert reader.parts() == {"h1/gpu:0": Parts(4_000_000, 1_000_000, 0, 14)}
+    assert reader.devices() == [replace(DEVICE, counter_uj=5_000_014)]
+    assert reader.balance()["h1/gpu:0"] == {
+        "counter_j": 5.000014,
+        "workflow_j": 4.0,
+        "idle_j": 1.0,
+        "foreign_j": 0.0,
+        "gap_j": 0.000014,
+        "residual_j": 0.0,
+        "quality": "measured",
+    }
+
+
+def test_workflow_totals(ledger: Ledger, reader: LedgerReader) -> None:
+    cancelled = replace(REQUEST, id="q2", outcome=Outcome.CANCELLED, prompt_tokens=None, output_tokens=2)
+    flying = replace(REQUEST, id="q3", step="plan", outcome=None, ended=None, output_tokens=None, settled=False)
+    ledger.write(
+        Batch(
+            runs=[replace(RUN, state="final"), replace(RUN, uid="u2", run="r2"), replace(RUN, uid="u3", tenant="b")],
+            requests=[REQUEST, cancelled, flying, replace(REQUEST, id="q4", outcome=Outcome.FAILED, run_uid="u2")],
+            attempts=[
+                replace(ATTEMPT, outcome=Outcome.FAILED),
+                replace(ATTEMPT, n=2),
+                replace(ATTEMPT, request_id="q2", outcome=Outcome.CANCELLED),
+                replace(ATTEMPT, request_id="q3", outcome=None),
+            ],
+            energy=[
+                replace(ENERGY, uj=1_000_000),
+                replace(ENERGY, attempt=2, uj=10_000_000),
+                replace(ENERGY, request_id="q2", uj=100_000_000),
+                replace(ENERGY, request_id="q3", uj=1_000_000_000),
+            ],
+        )
+    )
+    search, other = reader.workflows()
+    assert (other["tenant"], other["runs"], other["requests"], other["quality"]) == ("b", 1, 0, None)
+    assert other["joules_per_output_token"] is None and other["mean_duration_s"] is None
+    assert search["runs"] == 2 and search["mean_duration_s"] == 4.0
+    assert (search["requests"], search["failed"], search["cancelled"], search["refused"]) == (4, 1, 1, 0)
+    assert (search["prompt_tokens"], search["cached_tokens"], search["output_tokens"]) == (90, 40, 18)
+    assert search["joules"] == 1111.0 and search["joules_wasted"] == 101.0 and search["joules_per_run"] == 555.5
+    assert search["joules_per_output_token"] == 1111 / 18
+    assert search["by_component"] == {"gpu": 1111.0} and search["quality"] == "attributed"
+    assert search["by_step"]["plan"] == {"requests": 1, "joules": 1000.0, "output_tokens": 0}
+    assert [row["tenant"] for row in reader.workflows("b")] == ["b"] and reader.workflows("nobody") == []
+    assert reader.engines()["e1"]["joules"] == 1111.0
+    ledger.write(Batch(attempts=[replace(ATTEMPT, request_id="q3", outcome=Outcome.FAILED)]))
+    assert reader.workflows("default")[0]["joules_wasted"] == 1101.0  # what it had cost before it failed counts too
+
+
+def test_segments_count_up_for_each_tenant(ledger: Ledger, reader: LedgerReader) -> None:
+    for n, tenant in enumerate(["a", "a", "b", "a"]):
+        ledger.write(Batch([replace(RUN, uid=f"u{n}", tenant=tenant, opened=float(n), ended=float(n))]))
+    ledger.write(Batch([replace(RUN, uid="u3", tenant="a", opened=3.0, ended=9.0)]))  # again: still the same segment
+    listed = [(run["tenant"], run["segment"], run["ended"]) for run in reader.runs()]
+    assert listed == [("a", 3, 9.0), ("b", 1, 2.0), ("a", 2, 1.0), ("a", 1, 0.0)]
+    for tenant, newest in [("a", ("a", 3)), ("b", ("b", 1)), (None, ("a", 3))]:
+        run = reader.run(tenant, "r1")
+        assert run is not None and (run["tenant"], run["segment"]) == newest
+
+
+def test_runs_are_filtered(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(WHOLE)
+    ledger.write(Batch([replace(RUN, uid="u2", run="r2", workflow="chat", opened=200.0, ended=200.0)]))
+    assert [run["run"] for run in reader.runs()] == ["r2", "r1"]
+    assert [run["run"] for run in reader.runs(limit=1)] == ["r2"]
+    assert [run["run"] for run in reader.runs(since=100.1)] == ["r2"]
+    assert [run["run"] for run in reader.runs(workflow="search", since=100.0)] == ["r1"]
+    assert [run["run"] for run in reader.runs(tenant="default", workflow="chat")] == ["r2"]
+    assert reader.runs(tenant="' OR 1=1 --") == []
+    assert reader.runs(workflow="search")[0]["requests"] == 1
+    assert reader.runs(workflow="search")[0]["joules"] == 2.0
+    assert reader.runs(workflow="chat")[0]["output_tokens"] == 0
+
+
+def test_a_batch_is_written_whole_or_not_at_all(ledger: Ledger, reader: LedgerReader) -> None:
+    with pytest.raises(LedgerError, match="never written"):
+        ledger.write(replace(WHOLE, energy=[ENERGY, replace(ENERGY, request_id="unknown")]))
+    assert reader.runs() == [] and reader.parts() == {}
+    ledger.write(WHOLE)
+    assert [run["joules"] for run in reader.runs()] == [2.0]
+
+
+def test_readers_see_one_commit_while_the_next_is_written(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(WHOLE)
+    with reader._read() as db:
+        before = db.execute("SELECT sum(uj) FROM energy").fetchone()[0]
+        ledger.write(Batch(energy=[ENERGY]))
+        assert db.execute("SELECT sum(uj) FROM energy").fetchone()[0] == before
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            db.execute("DELETE FROM runs")
+    assert reader.runs()[0]["joules"] == 4.0
+
+
+names = st.sampled_from(["a", "b"])
+ids = st.sampled_from(["1", "2", "3"])
+outcomes = st.sampled_from([None, *Outcome])
+tokens = st.none() | st.integers(0, 1000)
+uj = st.integers(0, 10**12)
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> Batch:
+    """What happens to three runs, requests and attempts in one second, in any way the contract allows."""
+
+    def runs() -> RunRecord:
+        uid, opened = draw(ids), draw(st.floats(0, 1e9))
+        tenant, run = ("t", "x") if uid == "1" else ("s", "y")
+        state = draw(st.sampled_from(["open", "closed", "final"]))
+        return RunRecord(uid, tenant, run, draw(names), opened, opened + draw(st.floats(0, 1e4)), state)
+
+    def request() -> RequestRecord:
+        prompt, cached, output = draw(tokens), draw(tokens), draw(tokens)
+        return replace(
+            REQUEST,
+            id=draw(ids),
+            run_uid=draw(ids),
+            step=draw(names),
+            outcome=draw(outcomes),
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            output_tokens=output,
+        )
+
+    def attempt() -> AttemptRecord:
+        return replace(
+            ATTEMPT, request_id=draw(ids), n=draw(st.integers(1, 2)), engine=draw(names), outcome=draw(outcomes)
+        )
+
+    def energy() -> EnergyRecord:
+        device = draw(names)
+        return EnergyRecord(
+            draw(ids),
+            draw(st.integers(1, 2)),
+            device,
+            {"a": "gpu", "b": "cpu"}[device],
+            draw(st.sampled_from(Phase)),
+            draw(st.sampled_from([Quality.ATTRIBUTED, Quality.ESTIMATED])),
+            draw(uj),
+            draw(uj),
+            draw(uj),
+        )
+
+    def window() -> WindowRecord:
+        quality = draw(st.sampled_from([Quality.MEASURED, Quality.ESTIMATED]))
+        return WindowRecord(draw(names), draw(st.integers(0, 2)), quality, draw(uj), draw(uj), draw(uj), draw(uj))
+
+    def some(record):
+        return [record() for _ in range(draw(st.integers(0, 3)))]
+
+    return Batch(some(runs), some(request), some(attempt), some(energy), some(window))
+
+
+EVERYTHING = Batch(
+    runs=[replace(RUN, uid=n, tenant=t, run=r) for n, t, r in [("1", "t", "x"), ("2", "s", "y"), ("3", "s", "y")]],
+    requests=[replace(REQUEST, id=n, run_uid=n) for n in "123"],
+    attempts=[replace(ATTEMPT, request_id=request, n=n) for request in "123" for n in (1, 2)],
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(batches(), max_size=5))
+def test_no_joule_is_lost_and_totals_equal_the_detail(seconds: list[Batch]) -> None:
+    with TemporaryDirectory() as folder:
+        ledger = Ledger(Path(folder) / "ledger.sqlite")
+        reader = LedgerReader(ledger.path)
+        for batch in [EVERYTHING, *seconds]:
+            ledger.write(batch)
+            assert totals_equal_detail(ledger.path)
+        given_uj: Counter[str] = Counter()
+        parts_uj: Counter[str] = Counter()
+        for batch in seconds:
+            for record in batch.energy:
+                given_uj[record.component] += record.uj
+            for window in batch.windows:
+                parts_uj[window.device] += window.workflow_uj + window.idle_uj + window.foreign_uj + window.gap_uj
+        kept = Counter(dict(rows(ledger.path, "SELECT component, sum(uj) FROM total_energy GROUP BY component")))
+        assert +kept == +given_uj
+        assert +Counter({device: sum(parts) for device, parts in reader.parts().items()}) == +parts_uj
+        runs_uj = sum(round(run["joules"] * 1e6) for run in reader.runs())
+        workflows_uj = sum(round(row["joules"] * 1e6) for row in reader.workflows())
+        assert runs_uj == workflows_uj == given_uj.total()
+        ledger.close()
+        Ledger(ledger.path).close()
+        assert totals_equal_detail(ledger.path)
+        assert {run["state"] for run in reader.runs()} == {"final"}
+
+
+def test_what_an_earlier_process_left_open_becomes_final(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.write(replace(WHOLE, requests=[replace(REQUEST, outcome=None, ended=None, settled=False)]))
+    ledger.close()
+    ledger = Ledger(path)
+    run = LedgerReader(path).run("default", "r1")
+    assert run is not None and run["state"] == "final"
+    assert run["requests"][0]["settled"] is True and run["requests"][0]["outcome"] is None
+    assert LedgerReader(path).workflows()[0]["mean_duration_s"] == 4.0
+    ledger.write(Batch([replace(RUN, uid="u2")]))
+    again = LedgerReader(path).run("default", "r1")
+    assert again is not None and again["segment"] == 2
+    ledger.close()
+
+
+WRITE_UNTIL_KILLED = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from proxy.energy.ledger import Ledger
+from proxy.energy.records import *
+
+ledger = Ledger(Path(sys.argv[1]))
+n = 0
+while True:
+    n += 1
+    id = f"q{n}"
+    ledger.write(Batch(
+        [RunRecord("u", "default", "r", "search", 1.0, 2.0, "open")],
+        [RequestRecord(id, "u", "s", None, (), {}, "m", "/", False, 1.0, None, None, None, 1, 1, 1, "none", False)],
+        [AttemptRecord(id, 1, "e", 1.0, 1.0, None, None, None, None)],
+        [EnergyRecord(id, 1, "d", "gpu", Phase.DECODE, Quality.ATTRIBUTED, 7, 6, 8)],
+        [WindowRecord("d", n, Quality.MEASURED, 7, 1, 0, 0)],
+        [DeviceRecord("d", "gpu", "m", Quality.MEASURED, 8 * n, 8 * n, 1.0)],
+    ))
+    print(n, flush=True)
+"""
+
+
+def test_kill_9_leaves_every_commit_and_no_half_of_one(path: Path) -> None:
+    root = Path(__file__).parents[3]
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITE_UNTIL_KILLED, str(path)], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+    assert writer.stdout is not None
+    committed = [int(writer.stdout.readline()) for _ in range(40)][-1]
+    os.kill(writer.pid, signal.SIGKILL)
+    committed = [committed, *map(int, writer.stdout.read().split())][-1]
+    writer.wait()
+    writer.stdout.close()
+    ledger = Ledger(path)
+    ledger.close()
+    assert totals_equal_detail(path)
+    balance = LedgerReader(path).balance()["d"]
+    written = round(balance["counter_j"] * 1e6) // 8
+    assert written in (committed, committed + 1) and balance["residual_j"] == 0
+    run = LedgerReader(path).run("default", "r")
+    assert run is not None and run["state"] == "final"
+    assert len(run["requests"]) == written and round(run["joules"] * 1e6) == 7 * written
+
+
+def test_a_newer_ledger_is_refused(path: Path) -> None:
+    Ledger(path).close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("PRAGMA user_version = 99")
+    for open_it in (Ledger, lambda path: LedgerReader(path).workflows()):
+        with pytest.raises(LedgerError, match="newer Joulegate"):
+            open_it(path)
+
+
+def test_files_that_are_no_ledger_are_refused(tmp_path: Path) -> None:
+    noise = tmp_path / "noise.sqlite"
+    noise.write_bytes(b"not a database, but long enough to be taken for one" * 100)
+    foreign = tmp_path / "foreign.sqlite"
+    with contextlib.closing(sqlite3.connect(foreign)) as db:
+        db.execute("CREATE TABLE songs (name)")
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    for path, why in [
+        (noise, "not a database"),
+        (foreign, "another program"),
+        (tmp_path, "cannot be used"),
+        (in_the_way / "ledger.sqlite", "cannot be created"),
+    ]:
+        with pytest.raises(LedgerError, match=why) as caught:
+            Ledger(path)
+        assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert rows(foreign, "SELECT name FROM sqlite_master") == [("songs",)]
+    with pytest.raises(LedgerError, match="no ledger here yet"):
+        LedgerReader(tmp_path / "none.sqlite").workflows()
+
+
+def test_one_writer_at_a_time(ledger: Ledger) -> None:
+    with pytest.raises(LedgerError, match="another gateway"):
+        Ledger(ledger.path)
+    ledger.write(WHOLE)  # the refused one has not disturbed it
+
+
+def test_a_sum_is_as_good_as_its_worst_part() -> None:
+    assert worst([Quality.EMULATED, Quality.MEASURED]) == "emulated"
+    assert worst(["attributed", "measured"]) == "attributed"
+    assert worst([]) is None
