@@ -3,6 +3,7 @@
 import importlib.metadata
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +60,8 @@ def log_to_stderr(verbose: bool) -> None:
     handler = RichHandler(console=err, show_path=False, rich_tracebacks=False, markup=False)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%H:%M:%S", handlers=[handler])
     logging.getLogger("joulegate").setLevel(logging.DEBUG if verbose else logging.INFO)
+    # It warns of every library of a GPU that is not there; what there is, we say ourselves.
+    logging.getLogger("zeus").setLevel(logging.DEBUG if verbose else logging.ERROR)
 
 
 @app.command()
@@ -149,3 +152,17 @@ def restore() -> None:
 def show_version() -> None:
     """Which Joulegate this is."""
     out.print(version(), highlight=False)
+
+
+@app.command()
+def demo(
+    seconds: Annotated[int, typer.Option(min=5, help="length of the load")] = 60,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="another free one is taken when it is in use")] = 8080,
+    folder: Annotated[Path | None, typer.Option("--out", help="where results go; a new folder here by default")] = None,
+) -> None:
+    """A small model, the gateway and four workloads on this machine: two minutes, and you see what a run costs."""
+    no_clash()
+    from joulegate.demo import run
+
+    with one_line_errors():
+        run(seconds, port, folder or Path(time.strftime("joulegate-demo-%Y%m%d-%H%M%S")), out)

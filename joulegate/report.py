@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -52,27 +53,33 @@ def caveats(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def workflow_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """One line a workflow, from rows as `LedgerReader.workflows` and `GET /energy/workflows` give them."""
-    table = Table(title="Workflows")
+    """One line a workflow, from rows as `LedgerReader.workflows` and `GET /energy/workflows` give them.
+
+    Fits into 80 columns; the quality is in the title, or has a column when there are several.
+    """
+    qualities = sorted({row["quality"] for row in rows} - {None})
+    title = f"Workflows (joules: {qualities[0]})" if len(qualities) == 1 else "Workflows"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("workflow")
-    for heading in ("runs", "requests", "prompt", "cached", "output", "joules", "J/run", "J/token", "s/run"):
+    for heading in ("runs", "requests", "tokens in", "out", "joules", "a run", "a token", "s a run"):
         table.add_column(heading, justify="right")
-    table.add_column("quality")
+    if len(qualities) > 1:
+        table.add_column("quality")
     several_tenants = len({row["tenant"] for row in rows}) > 1
     for row in rows:
         table.add_row(
             escape(f"{row['tenant']}/{row['workflow']}" if several_tenants else row["workflow"]),
-            *(f"{row[key]:,}" for key in ("runs", "requests", "prompt_tokens", "cached_tokens", "output_tokens")),
+            *(f"{row[key]:,}" for key in ("runs", "requests", "prompt_tokens", "output_tokens")),
             *(joules_text(row[key], row["quality"]) for key in ("joules", "joules_per_run", "joules_per_output_token")),
             "-" if row["mean_duration_s"] is None else f"{row['mean_duration_s']:.1f}",
-            row["quality"] or "-",
+            *([row["quality"] or "-"] if len(qualities) > 1 else []),
         )
     return table
 
 
 def device_table(devices: Mapping[str, Mapping[str, Any]]) -> Table:
     """What became of each device's counter, in shares of it."""
-    table = Table(title="Devices")
+    table = Table(title="Devices", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.add_column("device")
     for heading in ("counter", "workflows", "idle", "foreign", "gap", "residual"):
         table.add_column(heading, justify="right")

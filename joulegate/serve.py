@@ -1,11 +1,11 @@
 """Runs a gateway until it is told to stop."""
 
 import asyncio
-import contextlib
 import errno
 import logging
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import uvicorn
 
@@ -39,25 +39,51 @@ def url_of(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class Server(uvicorn.Server):
+    """uvicorn's, without its signals: it raises them again when it is done, and the books would never be closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def told_to_stop(self) -> None:
+        """Once: drain. Twice: wait for nobody."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
 async def serve(config: Config, version: str, sock: socket.socket, ready: Callable[[Gateway], None]) -> None:
     """Serve on `sock` until SIGINT or SIGTERM, then drain and close the books. Raises ConfigError at the start alone.
 
-    `ready` is called once, when everything is open and the first engine was asked.
+    `ready` is called once, when everything is open.
     """
     gateway = Gateway(config, version)
-    await gateway.start()
-    try:
-        server = uvicorn.Server(
-            uvicorn.Config(
-                gateway,
-                http="httptools",
-                lifespan="off",
-                access_log=False,
-                log_config=None,
-                server_header=False,
-                timeout_graceful_shutdown=30,
-            )
+    server = Server(
+        uvicorn.Config(
+            gateway,
+            http="httptools",
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=30,
         )
+    )
+    starting = asyncio.create_task(gateway.start())
+
+    def stop() -> None:
+        server.told_to_stop()
+        starting.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop)
+    try:
+        await starting
+    except asyncio.CancelledError:
+        if not server.should_exit:
+            raise
+        return
+    try:
         ready(gateway)
         await server.serve(sockets=[sock])
     finally:
@@ -66,10 +92,11 @@ async def serve(config: Config, version: str, sock: socket.socket, ready: Callab
 
 def run(config: Config, version: str, sock: socket.socket, ready: Callable[[Gateway], None]) -> None:
     """`serve` on the fastest event loop there is."""
-    runner: Callable[..., None] = asyncio.run
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        runner = uvloop.run
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    runner(serve(config, version, sock, ready))
+    serving = serve(config, version, sock, ready)
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(serving)
+    else:
+        uvloop.run(serving)

@@ -39,7 +39,7 @@ class Coding:
     @classmethod
     def small(cls) -> Self:
         return cls(
-            modules=(2, 3), role_tokens=40, design_tokens=40, code_tokens=40, review_tokens=24, revision_tokens=40
+            modules=(2, 3), role_tokens=40, design_tokens=32, code_tokens=32, review_tokens=20, revision_tokens=32
         )
 
     def plan(self, rng: Random) -> Run:

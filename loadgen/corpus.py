@@ -1,6 +1,7 @@
 """The texts that ship with the workloads, and cutting them to a length.
 
 Lengths are in *approximate* tokens: four characters of English each, whatever the model's own tokenizer makes of them.
+(SmolLM2's makes about an eighth fewer of these texts: 4.6 characters a token.)
 """
 
 import json

@@ -23,7 +23,7 @@ from locust import FastHttpUser, events, task
 from locust.contrib.fasthttp import FAILURE_EXCEPTIONS, ResponseContextManager
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import WorkerRunner
+from locust.runners import MasterRunner, WorkerRunner
 
 from loadgen.answer import AnswerError, StreamedAnswer, model_ids, refusal, whole_answer
 from loadgen.schedule import Schedule
@@ -67,7 +67,10 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--model", default="", help="model to ask for; by default the first that /v1/models lists")
     parser.add_argument("--seed", type=int, default=0, help="the same seed plans the same runs")
     parser.add_argument(
-        "--max-runs", type=int, default=0, help="end after this many runs over all users of this process; 0: no limit"
+        "--max-runs",
+        type=int,
+        default=0,
+        help="end after this many runs over all users of this process; 0 or less: no limit",
     )
     parser.add_argument("--run-name", default="", help="workflow name to tag runs with, instead of the workload's own")
     parser.add_argument(
@@ -79,11 +82,15 @@ def add_options(parser: Any) -> None:
 @events.test_start.add_listener
 def begin(environment: Environment, **_: Any) -> None:
     global current
-    options = environment.parsed_options
+    options, runner = environment.parsed_options, environment.runner
     assert options is not None
+    if isinstance(runner, MasterRunner):  # has no users of its own
+        return
+    # Workers must not all plan the same runs: an engine would find the prompts of one in the cache of the other.
+    seed = f"{options.seed} worker {runner.worker_index}" if isinstance(runner, WorkerRunner) else options.seed
     names = list(REGISTERED) if options.workload == "all" else [options.workload]
     workloads: list[Workload] = [getattr(REGISTERED[name].load(), options.size)() for name in names]
-    current = Test(Schedule(workloads, options.seed, options.max_runs), options.model)
+    current = Test(Schedule(workloads, seed, max(0, options.max_runs)), options.model)
 
 
 @events.test_stop.add_listener
@@ -199,7 +206,13 @@ class WorkflowUser(FastHttpUser):
             "top_p": TOP_P,
             "stream": stream,
         }
-        headers = {**headers, **self.authorization, "Content-Type": "application/json", "Accept-Encoding": "identity"}
+        headers = {
+            **headers,
+            **self.authorization,
+            "Content-Type": "application/json",
+            "Accept-Encoding": "identity",
+            "Connection": "close",  # servers drop idle connections after seconds, and a POST that meets this is lost
+        }
         started = perf_counter()
         with self.client.post(
             "/v1/chat/completions",
@@ -238,7 +251,7 @@ class WorkflowUser(FastHttpUser):
                     context={},
                 )
         text = answer.close()
-        body_of(response)  # to the end, so that the connection can be used again
+        body_of(response)  # to its end, so that the connection is let go
         return text
 
     def end_test(self) -> None:

@@ -13,7 +13,7 @@ class Schedule:
     or for a negative `max_runs`.
     """
 
-    def __init__(self, workloads: Sequence[Workload], seed: int, max_runs: int = 0) -> None:
+    def __init__(self, workloads: Sequence[Workload], seed: int | str, max_runs: int = 0) -> None:
         if not workloads:
             raise ValueError("a schedule needs at least one workload")
         if max_runs < 0:

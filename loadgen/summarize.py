@@ -17,8 +17,8 @@ class Summarize:
 
     A run reads one of `documents` documents, cut at a length drawn from `document_tokens`, in chunks of at most
     `chunk_tokens`: a call a chunk, each answer at most `output_tokens`. The paper's third question (ten documents of
-    more than 36,000 tokens) is `replace(Summarize.paper(), document_tokens=(36_100, 39_000))` with chunks of 500-2000
-    and outputs of 25-100.
+    more than 36,000 tokens) is `replace(Summarize.paper(), document_tokens=(42_000, 44_000))`, enough for tokenizers
+    that make fewer tokens of a text, with chunks of 500-2000 and outputs of 25-100.
     """
 
     name: ClassVar[str] = "summarize"

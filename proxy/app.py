@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from typing import Annotated
 
 import aiohttp
@@ -58,59 +58,56 @@ class Gateway:
         self.attribution = Attribution(config.energy.settle)
         self.book = Book(bounds.workflow, bounds.step)
         self.lanes: list[Lane] = []
-        self._tasks: list[asyncio.Task[None]] = []
+        self._opened = AsyncExitStack()
         self._version = version
 
     async def start(self) -> None:
-        """Open everything that the gateway needs, the ledger first: without books nothing may be spent."""
+        """Open everything that the gateway needs, the ledger first: without books nothing may be spent.
+
+        What was opened before a fault, or a cancellation, is closed again.
+        """
+        try:
+            await self._open()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _open(self) -> None:
         config = self.config
         ledger = await asyncio.to_thread(Ledger, config.ledger.path)
         here = any(engine.local for engine in self.engines)
         sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here)
         self.meter = Meter(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval)
-        try:
-            for engine in self.engines:
-                await engine.start()
-        except BaseException:
-            await self._stop_engines()
-            await self.meter.close()
-            raise
+        self._opened.push_async_callback(self.meter.close)
+        for engine in self.engines:
+            self._opened.push_async_callback(engine.stop)
+            await engine.start()
         for engine in self.engines:
             engine.devices = engine.devices or self._default_devices(engine)
-            self.lanes.append(Lane(engine, _session(), Gate(config.limits.queue, config.limits.in_flight)))
+            session = await self._opened.enter_async_context(_session())
+            self.lanes.append(Lane(engine, session, Gate(config.limits.queue, config.limits.in_flight)))
             self.attribution.add_engine(engine.name, engine.devices, prior(self._device_model(engine), ""))
         self._say_unmetered()
         router = Router(self.lanes, {engine.name: engine.models for engine in config.engines})
         self.forward = Forward(config, router, self.keys, self.book, self.attribution, self.metrics)
-        self.actuator, self.control = await self._control()
         self.api = self._api(LedgerReader(config.ledger.path))
         await self.meter.read()
-        loops = [self.meter.read_forever(), self.meter.commit_forever(), self.control.run_forever()]
+        control = await self._control()
+        await control.step()
+        loops = [self.meter.read_forever(), self.meter.commit_forever(), control.run_forever()]
         loops += [health.watch(lane, self.attribution, self._reprice) for lane in self.lanes]
-        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        self._opened.push_async_callback(_end, tasks)
 
     async def stop(self) -> None:
-        """Close the books and put everything back as it was found."""
-        for task in self._tasks:
-            task.cancel()
-        for task in self._tasks:
-            with suppress(asyncio.CancelledError):
-                await task
-        await asyncio.to_thread(self.actuator.restore)
-        await self.meter.close()
-        for lane in self.lanes:
-            await lane.session.close()
-        await self._stop_engines()
+        """Close the books and put everything back as it was found: the last opened first, the ledger last."""
+        await self._opened.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.forward.takes(scope["path"]):
             await self.forward(scope, receive, send)
         else:
             await self.api(scope, receive, send)
-
-    async def _stop_engines(self) -> None:
-        for engine in self.engines:
-            await engine.stop()
 
     # Energy ---------------------------------------------------------------------------------------------------------
 
@@ -142,14 +139,13 @@ class Gateway:
 
     # Control --------------------------------------------------------------------------------------------------------
 
-    async def _control(self) -> tuple[PowerActuator, Control]:
+    async def _control(self) -> Control:
         """The policy's loop; first, whatever an earlier gateway left behind is set back."""
         knobs: Mapping[str, PowerKnob] = await asyncio.to_thread(open_knobs, self.config.known_hosts())
         self.said += await asyncio.to_thread(restore_leftover, knobs)
         actuator = PowerActuator(knobs)
-        control = Control(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight)
-        await control.step()
-        return actuator, control
+        self._opened.push_async_callback(asyncio.to_thread, actuator.restore)
+        return Control(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight)
 
     # The API --------------------------------------------------------------------------------------------------------
 
@@ -203,6 +199,14 @@ def _policy(config: Config) -> Policy:
         return load_policy(config.policy.name, config.policy.options())
     except ValueError as error:
         raise ConfigError(str(error)) from None
+
+
+async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    for task in tasks:
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def _session() -> aiohttp.ClientSession:

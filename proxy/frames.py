@@ -17,7 +17,7 @@ _TAIL_LIMIT = 8 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts as the engine states them; `prompt` includes `cached`, which is None when the engine does not say."""
+    """Token counts as the engine states them; `prompt` includes `cached`, None when the engine does not say."""
 
     prompt: int
     output: int

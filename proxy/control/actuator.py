@@ -52,14 +52,18 @@ class PowerActuator:
         self._written_t: dict[str, float] = {}
         self._forbidden: dict[str, str] = {}
         self._said: dict[str, str] = {}
+        self._over = False
         self._mutex = threading.Lock()
 
     def apply(self, limits_w: Mapping[str, float], now: float) -> list[Applied]:
         """Bring the devices to these limits (watts), and those that are not named any more back to what was found.
 
-        A limit outside of the device's range is refused, never clamped. `now` is in Unix seconds.
+        A limit outside of the device's range is refused, never clamped. `now` is in Unix seconds. After `restore`
+        nothing is applied any more.
         """
         with self._mutex:
+            if self._over:  # a call that was under way in its thread when the gateway stopped
+                return []
             results = [self._apply(device, limit_w, now) for device, limit_w in limits_w.items()]
             results += [self._back(device, now) for device in list(self._found) if device not in limits_w]
             for result in results:
@@ -69,6 +73,7 @@ class PowerActuator:
     def restore(self) -> list[Applied]:
         """Set every device back to what was found, whatever the dwell time, and let go of the file."""
         with self._mutex:
+            self._over = True
             results = [self._back(device, None) for device in list(self._found)]
             for result in results:
                 self._say(result)

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import logging
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from proxy.config import ConfigError, EngineConfig
-from proxy.engines import model
+from proxy.engines import model, openmp
 from proxy.engines.cores import usable_cores
 from proxy.engines.interface import EngineError
 from proxy.engines.llamacpp import LlamaCpp
@@ -112,6 +113,7 @@ class Child:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                env=openmp.environment(dict(os.environ)),
                 start_new_session=True,  # Ctrl-C is for the gateway, which still has requests to finish
             )
         except OSError as error:

@@ -28,6 +28,14 @@ def test_sets_reads_back_and_restores(make_knob: MakeKnob, path: Path) -> None:
     assert not path.exists()
 
 
+def test_nothing_is_applied_after_restore(make_knob: MakeKnob, path: Path) -> None:
+    knob = make_knob()
+    actuator = PowerActuator({GPU: knob}, path)
+    actuator.restore()
+    assert actuator.apply({GPU: 400.0}, now=0.0) == []
+    assert knob.written_w == [] and not path.exists()
+
+
 def test_what_was_found_is_on_disk_before_the_first_write(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob(650.0, uuid="GPU-7")
     on_disk: list[Any] = []

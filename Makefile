@@ -1,0 +1,61 @@
+# Two commands need nothing but Python 3.11 and pip (`make test` also uses apt): make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_SECONDS ?= 60
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo serve test lint dashboards lock clean help
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/.run  ## a small model, the gateway, the four workloads, and what they cost (about two minutes)
+	@$(BIN)/joulegate demo --seconds $(DEMO_SECONDS)
+
+serve: $(VENV)/.run  ## gateway and small model, for an application of your own
+	@$(BIN)/joulegate serve
+
+test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
+	$(MAKE) lint
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+dashboards: $(VENV)/.dev  ## write grafana/dashboards anew from the code
+	$(BIN)/python -m grafana.build
+
+lock:  ## pin what `make` installs, from the ranges in pyproject.toml
+	$(PYTHON) -m uv pip compile -q --universal --no-annotate --no-header --strip-extras --no-emit-index-url \
+		--group dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Joulegate needs Python 3.11 or newer; name one: make PYTHON=python3.11 ..."; exit 1; }
+	@echo "setting up $(VENV) (once, about a minute)"
+	@$(PYTHON) -m venv $(VENV) 2>/dev/null \
+		|| { rm -rf $(VENV); $(PYTHON) -m pip install -q --target $(VENV)-tool virtualenv \
+		&& PYTHONPATH=$(VENV)-tool $(PYTHON) -m virtualenv -q $(VENV) && rm -rf $(VENV)-tool; }
+
+$(VENV)/.run: $(VENV)/bin/python pyproject.toml requirements.lock
+	@$(BIN)/python -m pip install -q --upgrade "pip>=25.1"
+	@$(BIN)/python -m pip install -q --constraint requirements.lock --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	@$(BIN)/python -m pip install -q --constraint requirements.lock --group dev
+	@touch $@
+
+# What the tests need of the system: a compiler for the library that plays NVML, Prometheus for the dashboard's queries.
+.PHONY: tools
+tools:
+	@command -v gcc >/dev/null && command -v prometheus >/dev/null && command -v promtool >/dev/null && exit 0; \
+	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
+	$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive \
+		apt-get install -q -y --no-install-recommends gcc libc6-dev prometheus
