@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import logging
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,18 +133,20 @@ def energy(
 
 
 @app.command()
-def restore() -> None:
-    """Set every power limit back that a gateway which is gone left behind."""
+def restore(config: ConfigOption = None) -> None:
+    """Set every power limit back that a gateway which is gone left behind (behind a zeusd: with its configuration)."""
     no_clash()
-    from proxy.config import Host
+    from proxy.config import Host, load
     from proxy.control.knobs import open_knobs
-    from proxy.control.restore import restore_leftover
+    from proxy.control.restore import RestoreFile, restore_leftover
 
-    lines = restore_leftover(open_knobs({"local": Host(local=True)}))
+    with one_line_errors():
+        hosts = load(config).known_hosts() if config else {"local": Host(local=True)}
+    lines = restore_leftover(open_knobs(hosts))
     for line in lines or ["nothing to restore"]:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
-    if any("could not" in line or "cannot" in line for line in lines):
-        sys.exit(1)
+    if RestoreFile().path.exists():
+        raise typer.Exit(1)
 
 
 @app.command(name="version")

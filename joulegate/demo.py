@@ -163,7 +163,7 @@ def _compare(gateway: Gateway, folder: Path, console: Console) -> list[dict[str,
     console.print("\nThe same search work again, first one request at a time, then four in flight:")
     names: dict[int, str] = {}
     for users in COMPARED:
-        name = names[users] = f"search-{users}-in-flight"
+        name = names[users] = f"search-x{users}"
         bar = _bar()
         task = bar.add_task(name, total=COMPARED_RUNS)
         options = ("--users", str(users), "--spawn-rate", "10", "--workload", "search", "--seed", "1")
@@ -208,7 +208,10 @@ def _summary(gateway: Gateway, comparison: list[dict[str, Any]]) -> dict[str, An
 
 
 def _tell(summary: dict[str, Any], folder: Path, console: Console) -> None:
+    console.record = True
     console.print()
+    for line in caveats(summary["balance"].values()):
+        console.print(line, style="yellow", highlight=False)
     console.print(workflow_table(summary["workflows"]))
     console.print(where_they_went(summary), highlight=False)
     table = Table(title="The same search work", title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
@@ -218,7 +221,8 @@ def _tell(summary: dict[str, Any], folder: Path, console: Console) -> None:
         joules = joules_text(row["joules_per_run"], row["quality"])
         table.add_row(str(row["in_flight"]), str(row["runs"]), joules, f"{row['mean_duration_s']:.1f}")
     console.print(table)
-    console.print(f"Everything is in {folder}: summary.json, the ledger, the logs, Locust's statistics.")
+    console.save_svg(str(folder / "summary.svg"), title="joulegate demo")
+    console.print(f"Everything is in {folder}: summary.json and .svg, the ledger, the logs, Locust's statistics.")
     console.print(f"Ask the ledger again: joulegate energy --ledger {folder / 'ledger.sqlite'}", soft_wrap=True)
     console.print("Next: `joulegate serve` for your own application; README.md says how to tag its calls.")
 

@@ -1,6 +1,7 @@
 """Runs a gateway until it is told to stop."""
 
 import asyncio
+import contextlib
 import errno
 import logging
 import signal

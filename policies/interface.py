@@ -1,7 +1,7 @@
 """What a policy sees, what it may decide, and what a policy is.
 
-A policy is a plain object without I/O and without a clock: `decide` gets everything that is known and returns what should
-hold from now on. It is called about once a second; every part of a decision is optional.
+A policy is a plain object without I/O and without a clock: `decide` gets everything that is known and returns what
+should hold from now on. It is called about once a second; every part of a decision is optional.
 """
 
 from collections.abc import Mapping

@@ -210,6 +210,9 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
 
 
 def _session() -> aiohttp.ClientSession:
-    """Connections to one engine: as many as there are requests, kept for the next ones."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=60)
+    """Connections to one engine: as many as there are requests, kept for the next ones.
+
+    They are let go before engines do it: uvicorn and llama.cpp close a connection that was idle for 5 s.
+    """
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3, ttl_dns_cache=60)
     return aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())

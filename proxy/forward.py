@@ -275,12 +275,7 @@ class _Exchange:
         done = False
         try:
             async with asyncio.timeout(self.limits.first_byte_seconds):
-                response = await lane.session.post(
-                    _target(lane, self.scope),
-                    data=raw,
-                    headers=self._upstream_headers(lane),
-                    timeout=self.forward.timeout,
-                )
+                response = await self._post(lane, raw)
                 streamed = response.content_type == "text/event-stream"
                 first = await (response.content.readany() if streamed else response.read())
             if response.status in _RETRY_STATUS and not last:
@@ -299,6 +294,14 @@ class _Exchange:
             # A connection that was not read to its end is closed, which is how the engine learns to stop.
             if response is not None:
                 response.release() if done else response.close()
+
+    async def _post(self, lane: Lane, raw: bytes) -> aiohttp.ClientResponse:
+        url, headers, timeout = _target(lane, self.scope), self._upstream_headers(lane), self.forward.timeout
+        try:
+            return await lane.session.post(url, data=raw, headers=headers, timeout=timeout)
+        except aiohttp.ServerDisconnectedError:
+            # The engine closed an idle connection just as we took it. Nothing of an answer was seen: once more.
+            return await lane.session.post(url, data=raw, headers=headers, timeout=timeout)
 
     async def _whole(
         self, response: aiohttp.ClientResponse, body: bytes, progress: Progress | None

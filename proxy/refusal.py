@@ -21,6 +21,9 @@ class Refusal(Exception):
     def body(self) -> bytes:
         return error_object(self.status, self.message, self.code, self.param)
 
+    def text_headers(self) -> dict[str, str]:
+        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [] if self.retry_after_s is None else [(b"retry-after", str(self.retry_after_s).encode())]
 

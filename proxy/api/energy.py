@@ -7,13 +7,13 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 
 from proxy.api import answers
 from proxy.energy.ledger import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import Quality
+from proxy.refusal import Refusal
 
 MAX_WAIT_S = 30.0
 _FIRST_COMMIT_S = 3.0  # how long a run that only the gateway knows yet may take to reach the ledger
@@ -63,26 +63,12 @@ class Live(Protocol):
         ...
 
     def tenant_of(self, request: Request) -> str | None:
-        """Whose figures the caller may see; null for all tenants'. Raises Refused for a caller without a key."""
+        """Whose figures the caller may see; null for all tenants'. Raises Refusal for a caller without a key."""
         ...
 
     def engines(self) -> list[dict[str, Any]]:
         """The engines now: name, kind, url, up, in_flight, queued, limit, devices, sample."""
         ...
-
-
-class Refused(Exception):
-    """A request that is answered with an OpenAI error object."""
-
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-
-    def response(self) -> JSONResponse:
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        error = {"message": str(self), "type": kind, "param": None, "code": self.code}
-        return JSONResponse({"error": error}, self.status)
 
 
 class EnergyRoute(APIRoute):
@@ -94,15 +80,19 @@ class EnergyRoute(APIRoute):
         async def answer(request: Request) -> Response:
             try:
                 return await handle(request)
-            except Refused as refused:
-                return refused.response()
+            except Refusal as refusal:
+                return _answer(refusal)
             except RequestValidationError as invalid:
                 fault = invalid.errors()[0]
-                return Refused(400, "invalid_parameter", f"{fault['loc'][-1]}: {fault['msg']}").response()
+                return _answer(Refusal(400, f"{fault['loc'][-1]}: {fault['msg']}", "invalid_parameter"))
             except LedgerError as error:
-                return Refused(503, "ledger_unavailable", str(error)).response()
+                return _answer(Refusal(503, str(error), "ledger_unavailable"))
 
         return answer
+
+
+def _answer(refusal: Refusal) -> Response:
+    return Response(refusal.body(), refusal.status, dict(refusal.text_headers()), "application/json")
 
 
 Tenant = Annotated[str | None, Query(description="one tenant's figures only")]
@@ -115,7 +105,7 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
     def scope(request: Request, asked: str | None) -> str | None:
         own = live.tenant_of(request)
         if own is not None and asked not in (None, own):
-            raise Refused(403, "tenant_not_allowed", f"this key sees the figures of tenant {own!r} alone")
+            raise Refusal(403, f"this key sees the figures of tenant {own!r} alone", "tenant_not_allowed")
         return own or asked
 
     async def newest(tenant: str | None, run_id: str) -> dict[str, Any] | None:
@@ -156,7 +146,7 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
             unknown = live.run_settled(whose or _UNNAMED_TENANT, run_id)
             found = await newest(whose, run_id)
             if found is None and unknown:
-                raise Refused(404, "run_not_found", f"no run {run_id!r} is known")
+                raise Refusal(404, f"no run {run_id!r} is known", "run_not_found")
             left_s = begun + max(wait, 0.0 if found else _FIRST_COMMIT_S) - clock()
             if (found and found["settled"]) or left_s <= 0:
                 break
@@ -165,7 +155,7 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
             except TimeoutError:
                 continue
         if found is None:
-            raise Refused(503, "ledger_behind", f"run {run_id!r} has not reached the ledger yet; ask again")
+            raise Refusal(503, f"run {run_id!r} has not reached the ledger yet; ask again", "ledger_behind")
         return answers.Run.model_validate(found | _open(live, found))
 
     @api.post("/runs/{run_id:path}/close", summary="Say that a run is complete")
@@ -176,7 +166,7 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         if live.close_run(owner, run_id):
             return answers.Closed(run=run_id, tenant=owner, state="closed")
         if found is None:
-            raise Refused(404, "run_not_found", f"no run {run_id!r} is known")
+            raise Refusal(404, f"no run {run_id!r} is known", "run_not_found")
         return answers.Closed(run=run_id, tenant=owner, state=found["state"])
 
     @api.get("/requests/{request_id:path}", summary="What one request cost")
@@ -184,7 +174,7 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         whose = scope(request, tenant)
         found = await asyncio.to_thread(reader.request, request_id)
         if found is None or whose not in (None, found["tenant"]):
-            raise Refused(404, "request_not_found", f"no request {request_id!r} is known")
+            raise Refusal(404, f"no request {request_id!r} is known", "request_not_found")
         _, open_uj = live.provisional_uj(found["tenant"], found["run"])
         return answers.RequestAlone.model_validate(found | _provisional(open_uj.get(request_id, 0)))
 

@@ -78,8 +78,9 @@ class Gateway:
         command = [sys.executable, "-m", "joulegate", "serve", "-c", str(self.file)]
         with self._out.open("w") as out, self._err.open("a") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env=self.env, cwd=self.folder)
+        self.http = httpx.Client(timeout=60)
         self.url = until(self._listens_at, 60)
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http.base_url = self.url
         if ready:
             until(lambda: self.http.get("/readyz").status_code == 200)
         return self

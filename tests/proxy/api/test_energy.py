@@ -8,7 +8,7 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request
 
-from proxy.api.energy import DeviceBooks, Refused, router
+from proxy.api.energy import DeviceBooks, router
 from proxy.energy.ledger import Ledger
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import (
@@ -23,6 +23,7 @@ from proxy.energy.records import (
     RunRecord,
     WindowRecord,
 )
+from proxy.refusal import Refusal
 
 RUN = RunRecord("u1", "default", "r1", "search", 100.0, 104.0, "open")
 REQUEST = RequestRecord(
@@ -68,7 +69,7 @@ class Gateway:
             return None
         key = request.headers.get("authorization", "").removeprefix("Bearer ")
         if key not in self.keys:
-            raise Refused(401, "invalid_api_key", "no such key")
+            raise Refusal(401, "no such key", "invalid_api_key")
         return self.keys[key]
 
     def engines(self) -> list[dict[str, Any]]:
