@@ -204,8 +204,9 @@ def read_secret(inline: str | None, path: Path | None) -> str | None:
         return inline
     try:
         return path.read_text().strip()
-    except OSError as error:
-        raise ConfigError(f"the secret file {path} cannot be read: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise ConfigError(f"the secret file {path} cannot be read: {why}") from None
 
 
 def load(path: Path) -> Config:
@@ -218,6 +219,8 @@ def load(path: Path) -> Config:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+    except ValueError as error:  # bytes that are no text, a date that is none
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a configuration is a mapping with at least `engines`")
     return parse(data, str(path))
@@ -245,7 +248,7 @@ def _explain(error: ValidationError) -> Iterator[str]:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             given = "" if isinstance(fault.get("input"), dict | list | tuple) else f" (got {fault.get('input')!r})"
-            secret = {"key", "api_key"} & set(path)
+            secret = {"key", "api_key"} & set(path) or (path[:1] == ["keys"] and len(path) <= 2)
             yield f"{'.'.join(path)}: {message}" if not path or secret else f"{'.'.join(path)}: {message}{given}"
 
 

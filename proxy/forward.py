@@ -324,6 +324,12 @@ class _Exchange:
         frames = Frames(self.hide_usage, self._comment if self.report else None)
         itl = Itl()
         out = frames.feed(chunk)
+        # A refusal may come in pieces: while another engine could be asked, nothing is promised on a part of a frame.
+        while not last and not (frames.started or frames.done):
+            chunk = await response.content.readany()
+            if not chunk:
+                raise Broken(f"engine {lane.name} ended its stream before it began", "engine_failed")
+            out += frames.feed(chunk)
         if frames.error is not None and not last:
             raise Broken(f"engine {lane.name} refused inside its stream", "engine_refused")
         await self._start(response.status, response.raw_headers, None)

@@ -13,6 +13,11 @@ import orjson
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _TAIL_LIMIT = 8 * 2**20
+_MOST_TOKENS = 10**9  # more than that is no count, and more than the ledger can hold would stop it
+# A text that is not empty, or a call. A quote inside of a text is escaped, so it cannot look like this.
+_OUTPUT = re.compile(
+    rb'"(?:content|text|reasoning_content|reasoning|refusal)": ?"[^"]|"(?:tool_calls": ?\[|function_call": ?) ?\{'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +42,10 @@ def read_usage(reply: Any) -> Usage | None:
     output = usage.get("completion_tokens", usage.get("output_tokens", 0))
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
     cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
-    if not isinstance(prompt, int) or not isinstance(output, int):
+    if not isinstance(prompt, int) or not isinstance(output, int) or max(prompt, output) > _MOST_TOKENS:
         return None
-    return Usage(max(0, prompt), max(0, output), cached if isinstance(cached, int) else None)
+    prompt = max(0, prompt)
+    return Usage(prompt, max(0, output), min(prompt, max(0, cached)) if isinstance(cached, int) else None)
 
 
 class Frames:
@@ -82,7 +88,8 @@ class Frames:
             tail = self._frame(tail)
         owed = tail if self._edits else b""
         if self._comment is not None:
-            owed += self._comment()
+            apart = b"\n\n" if owed.strip() else b""  # the engine broke off inside a frame
+            owed += apart + self._comment()
             self._comment = None
         return owed
 
@@ -126,10 +133,9 @@ class Frames:
 
 def _carries_output(frame: bytes) -> bool:
     """Whether a frame holds output: not the opening frame with the role alone, nor the closing one with the reason."""
-    if b'"content":"' in frame or b'"content": "' in frame:
-        return b'"content":""' not in frame and b'"content": ""' not in frame
-    if b'"text":' in frame:
-        return b'"text":""' not in frame and b'"text": ""' not in frame
-    if b'"tool_calls"' in frame or b'"reasoning' in frame:
+    if b'"response.' in frame:  # the Responses API names its events, and repeats in later ones what it has said
+        return b'.delta"' in frame
+    at = frame.find(b'"content":"')
+    if at >= 0 and frame[at + 11 : at + 12] not in (b'"', b""):  # the usual chunk, without the cost of the pattern
         return True
-    return b'.delta"' in frame  # the Responses API names its frames
+    return _OUTPUT.search(frame) is not None

@@ -40,10 +40,11 @@ class Gate:
         """Take a ticket in; True when it may go at once. Raises QueueFull."""
         self.arrivals += 1
         ticket.number = self.arrivals
-        if self._has_room(ticket.workflow) and not self.queues.get(ticket.workflow):
+        if self._has_room(ticket.workflow) and ticket.workflow not in self.queues:
             self._release(ticket)
             return True
         if self.waiting >= self.capacity:
+            ticket.gone = True
             raise QueueFull
         self.queues.setdefault(ticket.workflow, deque()).append(ticket)
         self.waiting += 1
@@ -60,8 +61,7 @@ class Gate:
             if not self.in_flight[ticket.workflow]:
                 del self.in_flight[ticket.workflow]
         else:
-            self.queues[ticket.workflow].remove(ticket)
-            self.waiting -= 1
+            self._unqueue(ticket)
         return self._admit()
 
     def set_limits(self, limit: int | None, limits: Mapping[str, int]) -> list[Ticket]:
@@ -74,13 +74,20 @@ class Gate:
 
     def workflows(self) -> set[str]:
         """The workflows that have a ticket here or a limit."""
-        return {*self.in_flight, *(name for name, queue in self.queues.items() if queue), *self.limits}
+        return {*self.in_flight, *self.queues, *self.limits}
 
     def _has_room(self, workflow: str) -> bool:
         if self.limit is not None and self.total >= self.limit:
             return False
         own = self.limits.get(workflow)
         return own is None or self.in_flight.get(workflow, 0) < own
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        queue = self.queues[ticket.workflow]
+        queue.remove(ticket)
+        if not queue:
+            del self.queues[ticket.workflow]
+        self.waiting -= 1
 
     def _release(self, ticket: Ticket) -> None:
         ticket.released = True
@@ -90,15 +97,11 @@ class Gate:
     def _admit(self) -> list[Ticket]:
         released: list[Ticket] = []
         while self.waiting:
-            heads = [queue[0] for name, queue in self.queues.items() if queue and self._has_room(name)]
+            heads = [queue[0] for name, queue in self.queues.items() if self._has_room(name)]
             if not heads:
                 break
             ticket = min(heads, key=lambda head: head.number)
-            queue = self.queues[ticket.workflow]
-            queue.popleft()
-            if not queue:
-                del self.queues[ticket.workflow]
-            self.waiting -= 1
+            self._unqueue(ticket)
             self._release(ticket)
             released.append(ticket)
         return released

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from proxy.config import Key
+from proxy.config import ConfigError, Key
 from proxy.refusal import Refusal
 
 
@@ -23,7 +23,12 @@ class Keys:
     """Looks keys up by their digest, so that neither content nor length shows in the time it takes."""
 
     def __init__(self, keys: Sequence[Key]) -> None:
-        self._callers = {_digest(key.secret().encode()): Caller(key.tenant, key.report) for key in keys}
+        """Raises ConfigError for a key that is empty or cannot be read."""
+        self._callers: dict[bytes, Caller] = {}
+        for key in keys:
+            if not (secret := key.secret().strip()):
+                raise ConfigError(f"the key of tenant {key.tenant} is empty: anybody would have it")
+            self._callers[_digest(secret.encode())] = Caller(key.tenant, key.report)
 
     def __bool__(self) -> bool:
         return bool(self._callers)
@@ -33,8 +38,8 @@ class Keys:
         if not self._callers:
             return ANYONE
         given = headers.get(b"authorization", b"")
-        token = given[7:] if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")
-        caller = self._callers.get(_digest(token.strip()))
+        token = (given[7:] if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")).strip()
+        caller = self._callers.get(_digest(token))
         if caller is None:
             what = (
                 "Incorrect API key provided."

@@ -74,7 +74,7 @@ class Router:
         return sorted(fit, key=lambda lane: (not lane.up, lane.gate.total + lane.gate.waiting))
 
     def models(self) -> list[str]:
-        return sorted({name for lane in self.lanes for name in (*lane.models, *self._configured[lane.name])})
+        return sorted({name for lane in self.lanes for name in self._configured[lane.name] or lane.models})
 
     def listing(self) -> list[dict[str, Any]]:
         """The models of all engines, merged, as OpenAI lists them."""

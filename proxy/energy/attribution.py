@@ -95,6 +95,7 @@ class _EngineState:
     relayed: float = 0.0  # output tokens that ended attempts brought through the gateway
     excess: float | None = None  # the engine's output tokens above those relayed: the highest seen so far
     foreign: deque[tuple[float, float, float]] = field(default_factory=deque)  # (from, to, tokens not ours)
+    blurred: float = 0.0  # when an attempt last ended whose tokens nobody told
     looked: float | None = None  # when foreign tokens were last looked for
 
 
@@ -301,14 +302,20 @@ class Attribution:
 
         The engine's count less ours is looked at only when no running attempt hides its tokens (one without a stream
         does), and only a new high counts: an engine that counts a little ahead of our frames, or late, adds nothing.
+        After an attempt that ended without a usage (a client that left) its true count is anybody's guess: the
+        difference is then taken as ours.
         """
         hidden = any(not p.streamed for p in engine.attempts if p.ended is None)
         if hidden:
             return
         relayed = engine.relayed + sum(_relayed(p) for p in engine.attempts)
         excess = output_tokens - relayed
+        blurred = [p.ended for p in engine.attempts if p.ended is not None and p.output_tokens is None]
+        engine.blurred = max([engine.blurred, *blurred])
         if engine.excess is None or engine.looked is None or output_tokens < engine.made:
             engine.excess = excess  # the first look, or the engine restarted
+        elif engine.looked <= engine.blurred + _LATE_S:
+            engine.excess = max(engine.excess, excess)
         elif excess > engine.excess + _TOLERANCE:
             engine.foreign.append((engine.looked, t, excess - engine.excess))
             engine.excess = excess
@@ -335,6 +342,7 @@ class Attribution:
                     engine.foreign.popleft()
 
 
+_LATE_S = 0.5  # by how much an engine may count later than the client left
 _TOLERANCE = 8.0  # tokens by which an engine may be ahead of us without anybody else being there
 
 

@@ -25,6 +25,7 @@ class Script:
     refuse: int | None = None  # answer with this status
     refuse_in_stream: int | None = None  # 200, and an error object with this code as the first frame
     silent: bool = False  # take the request and never say anything
+    die_at_once: bool = False  # close the socket instead of an answer
     die_after: int | None = None  # close the socket after so many tokens
     stall_after: int | None = None  # go quiet after so many tokens
     usage: bool = True
@@ -105,6 +106,8 @@ class Answer:
             return await self.refuse_in_stream(self.script.refuse_in_stream)
         self.engine.running += 1
         try:
+            if self.script.die_at_once:
+                raise Died
             if self.script.silent:
                 await asyncio.Event().wait()
             self.engine.prompt_tokens += self.prompt
@@ -337,7 +340,8 @@ def application(engine: Engine) -> web.Application:
 
 
 async def main(model: str, step_ms: float) -> None:
-    runner = web.AppRunner(application(Engine(model, step_ms / 1000)), handler_cancellation=True, access_log=None)
+    app = application(Engine(model, step_ms / 1000))
+    runner = web.AppRunner(app, handler_cancellation=True, access_log=None, max_field_size=2**16)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
     print(runner.addresses[0][1], flush=True)

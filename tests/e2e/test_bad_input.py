@@ -1,0 +1,168 @@
+"""Whatever is wrong, it is said in one line or one error object, and never with a traceback."""
+
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from stage import Gateway, chat_body, environment, joulegate, until
+
+ENGINE = {"name": "e1", "kind": "openai", "url": "http://127.0.0.1:9"}
+
+
+def refusal(reply: Any) -> tuple[int, str]:
+    """Status and message of an OpenAI error object."""
+    error = reply.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
+    return reply.status_code, error["message"]
+
+
+def test_an_unknown_model(gateway: Gateway) -> None:
+    until(lambda: len(gateway.get("/v1/models")["data"]) == 2)
+    for reply in (gateway.chat(model="gpt-9"), gateway.chat(model="gpt-9", stream=True)):
+        assert refusal(reply) == (404, "The model 'gpt-9' does not exist; served: stub-3b, stub-7b")
+        assert (reply.json()["error"]["code"], reply.json()["error"]["param"]) == ("model_not_found", "model")
+
+
+def test_a_model_that_is_no_name(gateway: Gateway) -> None:
+    assert refusal(gateway.http.post("/v1/chat/completions", json={"model": 7}))[0] == 400
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"model=stub-7b", b"[1]", b'"text"', b"\xff\xfe", b"[" * 100_000])
+def test_a_body_that_is_not_a_json_object(gateway: Gateway, body: bytes) -> None:
+    status, message = refusal(gateway.http.post("/v1/chat/completions", content=body))
+    assert status == 400 and "JSON" in message and "\n" not in message
+
+
+def test_unusual_but_valid_json_is_the_engines_to_judge(gateway: Gateway) -> None:
+    reply = gateway.chat(max_tokens=1, metadata=None, stream_options="no object", session_id=7)
+    assert reply.status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/chat/completions/", "/v1/models/none", "/nothing"])
+def test_an_unknown_path(gateway: Gateway, path: str) -> None:
+    assert refusal(gateway.http.get(path))[0] == 404
+
+
+def test_a_wrong_method(gateway: Gateway) -> None:
+    assert refusal(gateway.http.get("/v1/chat/completions"))[0] == 405
+
+
+@pytest.mark.parametrize("path", ["/energy/runs?since=yesterday", "/energy/runs?limit=0", "/energy/runs/x?wait=99"])
+def test_a_wrong_parameter(gateway: Gateway, path: str) -> None:
+    assert refusal(gateway.http.get(path))[0] == 400
+
+
+@pytest.mark.parametrize("path", ["/energy/runs/none", "/energy/requests/none"])
+def test_figures_of_what_never_was(gateway: Gateway, path: str) -> None:
+    assert refusal(gateway.http.get(path))[0] == 404
+
+
+def test_a_body_that_is_too_large(make_gateway: Any, engine: Any) -> None:
+    gateway = make_gateway({"engines": [{**ENGINE, "url": engine.url}], "limits": {"body_bytes": 2000}})
+    expected = (413, "the body is larger than 2000 bytes")
+    body = b'{"model": "stub-7b", "prompt": "' + b"x" * 3000
+    assert refusal(gateway.http.post("/v1/completions", content=body)) == expected
+    assert refusal(gateway.http.post("/v1/completions", content=iter([body[:100], body[100:]]))) == expected
+    assert gateway.chat(max_tokens=1).status_code == 200
+
+
+def test_no_engine_is_up(make_gateway: Any) -> None:
+    gateway = make_gateway({"engines": [ENGINE]}, ready=False)
+    reply = gateway.chat()
+    assert (reply.status_code, reply.json()["error"]["code"]) == (503, "no_engine")
+    assert "retry-after" in reply.headers
+    assert gateway.http.get("/readyz").status_code == 503
+    assert gateway.http.get("/healthz").status_code == 200
+
+
+# The command line ---------------------------------------------------------------------------------------------------
+
+
+def complaint(folder: Path, config: Any, command: str = "check", env: Mapping[str, str] | None = None) -> list[str]:
+    """What the command says about a configuration that it must refuse: a line a fault, without the file's name."""
+    file = folder / "joulegate.yaml"
+    file.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
+    arguments = [command, str(file)] if command == "check" else [command, "-c", str(file)]
+    done = joulegate(*arguments, env=environment(folder) | (env or {}))
+    assert done.returncode == 1, done.stdout
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().removeprefix("joulegate: ").splitlines()
+    return [line.removeprefix(f"{file}: ") for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"engines": [{**ENGINE, "slts": 2}]}, "unknown key 'engines.0.slts'; did you mean 'slots'?"),
+        ("just words", "a configuration is a mapping with at least `engines`"),
+        (
+            {"engines": [{**ENGINE, "kind": "vlm"}]},
+            "engine e1: unknown kind 'vlm'; known kinds: embedded, llamacpp, openai, vllm",
+        ),
+        (
+            {"engines": [ENGINE], "policy": {"name": "statik"}},
+            "unknown policy 'statik', did you mean 'static'?; known: observe, static",
+        ),
+    ],
+    ids=["a typo", "no mapping", "an unknown kind", "an unknown policy"],
+)
+def test_a_configuration_with_a_fault(tmp_path: Path, config: Any, said: str) -> None:
+    assert complaint(tmp_path, config)[0] == said
+
+
+def test_every_fault_of_a_configuration_has_a_line(tmp_path: Path) -> None:
+    said = complaint(tmp_path, {"engins": [ENGINE], "listen": {"port": 99_999}})
+    assert sorted(line.partition(":")[0] for line in said) == [
+        "engines is missing",
+        "listen.port",
+        "unknown key 'engins'; did you mean 'engines'?",
+    ]
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for arguments in (["check", "none.yaml"], ["serve", "-c", "none.yaml"], ["energy", "--ledger", "none.sqlite"]):
+        done = joulegate(*arguments, env=environment(tmp_path))
+        (line,) = done.stderr.strip().splitlines()
+        assert done.returncode == 1 and "none." in line and "Traceback" not in line
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        (said,) = complaint(tmp_path, {"engines": [ENGINE], "listen": {"port": port}}, "serve")
+    assert said == f"port {port} on 127.0.0.1 is in use; choose another as listen.port"
+
+
+def test_a_missing_model_file(tmp_path: Path) -> None:
+    engine = {"name": "e1", "kind": "embedded", "model_path": str(tmp_path / "none.gguf")}
+    (said,) = complaint(tmp_path, served(tmp_path, engine), "serve")
+    assert said == f"the model file {tmp_path}/none.gguf cannot be read: No such file or directory"
+
+
+def test_a_model_with_the_wrong_hash(tmp_path: Path) -> None:
+    model = tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model.write_bytes(b"GGUF and something else")
+    engine = {"name": "e1", "kind": "embedded"}
+    (said,) = complaint(tmp_path, served(tmp_path, engine), "serve", {"JOULEGATE_MODEL_DIR": str(tmp_path)})
+    assert said.startswith(f"{model} has sha256 ") and said.endswith("; delete it and try again")
+
+
+def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "ledger.sqlite").write_text("this is no database, and long enough to be seen as none " * 20)
+    (said,) = complaint(tmp_path, served(tmp_path, ENGINE), "serve")
+    assert said == f"{tmp_path}/ledger.sqlite: the ledger cannot be used: file is not a database"
+
+
+def served(folder: Path, engine: Mapping[str, Any]) -> dict[str, Any]:
+    return {"engines": [engine], "listen": {"port": 0}, "ledger": {"path": str(folder / "ledger.sqlite")}}
+
+
+def test_bad_requests_end_up_in_no_ones_way(gateway: Gateway) -> None:
+    """After all of the above the same gateway still serves."""
+    assert gateway.http.post("/v1/chat/completions", json=chat_body(max_tokens=1)).status_code == 200
+    until(gateway.idle)

@@ -1,0 +1,108 @@
+import asyncio
+from typing import cast
+
+import pytest
+from aiohttp import ClientSession
+
+from proxy.config import EngineConfig
+from proxy.engines.openai import OpenAI
+from proxy.gate import Gate, QueueFull, Ticket
+from proxy.route import Lane, Router, UnknownModel
+
+
+def lane(name: str, *models: str, up: bool = True, busy: int = 0, gate: Gate | None = None) -> Lane:
+    engine = OpenAI(EngineConfig(name=name, kind="openai", url="http://127.0.0.1:9"))
+    session = cast(ClientSession, None)  # no byte is sent here
+    made = Lane(engine, session, gate or Gate(10), {model: {"id": model, "from": name} for model in models}, up)
+    for _ in range(busy):
+        made.gate.arrive(Ticket("other"))
+    return made
+
+
+def router(*lanes: Lane, **configured: tuple[str, ...]) -> Router:
+    return Router(lanes, {lane.name: configured.get(lane.name, ()) for lane in lanes})
+
+
+def names(lanes: list[Lane]) -> list[str]:
+    return [lane.name for lane in lanes]
+
+
+def test_those_that_are_up_come_first_then_those_with_least_in_flight() -> None:
+    lanes = [lane("down", "m", up=False), lane("busy", "m", busy=2), lane("calm", "m", busy=1), lane("else", "n")]
+    assert names(router(*lanes).candidates("m")) == ["calm", "busy", "down"]
+    assert names(router(*lanes).candidates(None)) == ["else", "calm", "busy", "down"]
+
+
+def test_what_the_operator_named_stands_over_what_the_engine_lists() -> None:
+    routes = router(lane("a", "m", "n"), lane("b", "m"), a=("n", "alias"))
+    assert names(routes.candidates("m")) == ["b"]
+    assert names(routes.candidates("alias")) == ["a"]
+    assert routes.models() == [entry["id"] for entry in routes.listing()] == ["alias", "m", "n"]
+    only = router(lane("a", "m", "n"), a=("n",))
+    with pytest.raises(UnknownModel) as error:
+        only.candidates("m")
+    assert error.value.known == ["n"]
+
+
+def test_an_engine_that_has_not_told_its_models_may_serve_any() -> None:
+    assert names(router(lane("a"), lane("b", "m")).candidates("x")) == ["a"]
+
+
+def test_an_unknown_model_names_those_that_are_served() -> None:
+    with pytest.raises(UnknownModel) as error:
+        router(lane("a", "n"), lane("b", "m", "n")).candidates("x")
+    assert (error.value.model, error.value.known) == ("x", ["m", "n"])
+
+
+def test_the_listing_is_merged_and_keeps_what_the_engines_say() -> None:
+    listing = router(lane("a", "m"), lane("b", "m", "n"), a=("m", "alias")).listing()
+    assert [(entry["id"], entry.get("from")) for entry in listing] == [("alias", None), ("m", "a"), ("n", "b")]
+    assert listing[0]["object"] == "model" and listing[0]["owned_by"] == "openai"
+
+
+async def test_a_ticket_waits_for_its_turn() -> None:
+    one = lane("a", gate=Gate(10, limit=1))
+    first, second = Ticket("w"), Ticket("w")
+    await one.admit(first, 1)
+    waiting = asyncio.create_task(one.admit(second, 60))
+    await asyncio.sleep(0)
+    assert not waiting.done() and second in one.waiting
+    one.leave(first)
+    await waiting
+    assert second.released and not one.waiting
+    one.leave(second)
+    assert (one.gate.total, one.gate.waiting) == (0, 0)
+
+
+async def test_who_gives_up_leaves_no_trace() -> None:
+    one = lane("a", gate=Gate(1, limit=1))
+    first, late, full = Ticket("w"), Ticket("w"), Ticket("w")
+    await one.admit(first, 1)
+    waiting = asyncio.create_task(one.admit(late, 60))
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFull):
+        await one.admit(full, 1)
+    one.leave(full)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    one.leave(late)
+    with pytest.raises(TimeoutError):
+        await one.admit(timed_out := Ticket("w"), 0.001)
+    one.leave(timed_out)
+    one.leave(first)
+    assert (one.gate.total, one.gate.waiting, one.waiting) == (0, 0, {})
+
+
+async def test_a_ticket_released_in_the_moment_of_giving_up_frees_its_place() -> None:
+    one = lane("a", gate=Gate(10, limit=1))
+    first, second, third = Ticket("w"), Ticket("w"), Ticket("w")
+    await one.admit(first, 1)
+    tasks = [asyncio.create_task(one.admit(ticket, 60)) for ticket in (second, third)]
+    await asyncio.sleep(0)
+    one.leave(first)  # lets the second in, which is cancelled before it could notice
+    tasks[0].cancel()
+    await asyncio.gather(tasks[0], return_exceptions=True)
+    one.leave(second)
+    await tasks[1]
+    assert third.released and one.gate.total == 1
