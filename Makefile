@@ -59,3 +59,19 @@ tools:
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	$$sudo apt-get update -q && $$sudo env DEBIAN_FRONTEND=noninteractive \
 		apt-get install -q -y --no-install-recommends gcc libc6-dev prometheus
+
+# What the gateway adds to an engine, beside its peers; `make bench-proxy BENCH="--soak"` (or --quick) for more (or less).
+PEERS := .venv-peers
+BENCH ?=
+.PHONY: bench-proxy bench-peers
+
+bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, beside nginx, vllm-router and litellm
+	@$(BIN)/python -m benchmarks.proxy $(BENCH)
+
+bench-peers: $(VENV)/.run  ## install the peers that bench-proxy measures, in an environment of their own
+	@$(BIN)/python -m venv --without-pip $(PEERS) && printf '*\n' > $(PEERS)/.gitignore
+	@$(BIN)/python -m pip --python $(PEERS)/bin/python install -q --upgrade vllm-router 'litellm[proxy]'
+# Unpacked and not installed: the package would start a web server. Where there is no apt, or it has no nginx, it is skipped.
+	@command -v nginx >/dev/null || test -x /usr/sbin/nginx || \
+		{ cd $(PEERS) && apt-get download -q nginx && dpkg -x nginx_*.deb nginx; } || \
+		echo "nginx could not be had from apt; bench-proxy measures it where it is installed"

@@ -101,7 +101,8 @@ async def _chat(receive: Receive, send: Send) -> None:
         if body.get("stream"):
             await _stream(send, tokens, itl_s, bool((body.get("stream_options") or {}).get("include_usage")))
         else:
-            await asyncio.sleep(itl_s * tokens)
+            if itl_s:
+                await asyncio.sleep(itl_s * tokens)
             COUNTERS.output_tokens += tokens
             COUNTERS.steps += tokens
             await _reply(send, JSON, _whole(tokens))

@@ -218,7 +218,8 @@ def load(path: Path) -> Config:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}: not valid YAML{where}: {getattr(error, 'problem', error)}") from None
+        what = getattr(error, "problem", None) or str(error).partition("\n")[0]
+        raise ConfigError(f"{path}: not valid YAML{where}: {what}") from None
     except ValueError as error:  # bytes that are no text, a date that is none
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(data, dict):

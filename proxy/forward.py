@@ -311,7 +311,7 @@ class _Exchange:
             reply = _try_parse(body)
             usage = read_usage(reply)
             self._count(progress, usage, frames=0)
-            if self.report and isinstance(reply, dict):
+            if self.report and isinstance(reply, dict) and response.status < 400:
                 body = self._with_energy(reply)
         await self._start(response.status, response.raw_headers, len(body))
         await self.send({"type": "http.response.body", "body": body})

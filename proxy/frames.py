@@ -18,6 +18,8 @@ _MOST_TOKENS = 10**9  # more than that is no count, and more than the ledger can
 _OUTPUT = re.compile(
     rb'"(?:content|text|reasoning_content|reasoning|refusal)": ?"[^"]|"(?:tool_calls": ?\[|function_call": ?) ?\{'
 )
+# A token without a text of its own (part of a character, a special token) in the middle of an answer.
+_SILENT = re.compile(rb'(?:"text"|"delta": ?\{"content"): ?""(?=.*"finish_reason": ?null)')
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,4 +140,4 @@ def _carries_output(frame: bytes) -> bool:
     at = frame.find(b'"content":"')
     if at >= 0 and frame[at + 11 : at + 12] not in (b'"', b""):  # the usual chunk, without the cost of the pattern
         return True
-    return _OUTPUT.search(frame) is not None
+    return _OUTPUT.search(frame) is not None or _SILENT.search(frame) is not None

@@ -43,26 +43,31 @@ class Control:
 
     async def run_forever(self) -> None:
         while True:
-            try:
-                await self.step()
-            except Exception:
-                # The edge between a policy, which may be anybody's, and the requests that it must never fail.
-                log.exception("the policy failed; what held before goes on")
+            await self.step()
             await asyncio.sleep(PERIOD_S)
 
     async def step(self) -> None:
-        """Decide once and apply it."""
-        if self._late is not None and not self._late.done():
-            return
+        """Decide once and apply it; a decision that fails or comes late changes nothing."""
+        if self._late is not None:
+            if not self._late.done():
+                return
+            self._late.exception()  # looked at, so that asyncio does not complain; it is too late to matter
+            self._late = None
         signals = observe(clock.now(), self._lanes, self._meter.power_w, self._enforced_w)
-        self._late = asyncio.create_task(asyncio.to_thread(self._policy.decide, signals, self._state))
-        try:
-            decision, state = await asyncio.wait_for(asyncio.shield(self._late), DECIDE_S)
-        except TimeoutError:
+        deciding = asyncio.create_task(asyncio.to_thread(self._policy.decide, signals, self._state))
+        done, _ = await asyncio.wait([deciding], timeout=DECIDE_S)
+        if not done:
+            self._late = deciding
             log.warning("the policy took longer than %g s; its decision is discarded", DECIDE_S)
             return
-        self._state = state
-        await self._apply(decision)
+        try:
+            decision, state = deciding.result()
+            await self._apply(decision)
+        except Exception:
+            # The edge between a policy, which may be anybody's, and the requests that it must never fail.
+            log.exception("the policy failed; what held before goes on")
+        else:
+            self._state = state
 
     async def _apply(self, decision: Decision) -> None:
         if decision.reason != self.decision.reason:

@@ -16,7 +16,7 @@ Integers of microjoules throughout, so that shares sum to what the counter moved
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import inf, isfinite
 
 from proxy.energy.prior import Coefficients
 from proxy.energy.records import Phase
@@ -302,52 +302,59 @@ class Attribution:
 
         The engine's count less ours is looked at only when no running attempt hides its tokens (one without a stream
         does), and only a new high counts: an engine that counts a little ahead of our frames, or late, adds nothing.
+        Of a running stream frames alone are known, so it is granted more; what that hides shows when it has ended.
         After an attempt that ended without a usage (a client that left) its true count is anybody's guess: the
         difference is then taken as ours.
         """
-        hidden = any(not p.streamed for p in engine.attempts if p.ended is None)
-        if hidden:
-            return
-        relayed = engine.relayed + sum(_relayed(p) for p in engine.attempts)
-        excess = output_tokens - relayed
         blurred = [p.ended for p in engine.attempts if p.ended is not None and p.output_tokens is None]
         engine.blurred = max([engine.blurred, *blurred])
-        if engine.excess is None or engine.looked is None or output_tokens < engine.made:
-            engine.excess = excess  # the first look, or the engine restarted
+        if output_tokens < engine.made:
+            engine.excess = None  # the engine restarted
+        engine.made = output_tokens
+        if any(not p.streamed for p in engine.attempts if p.ended is None):
+            return
+        most = output_tokens - engine.relayed  # as if it had counted nothing yet of the attempts in memory
+        excess = most - sum(_made_at_most(p) for p in engine.attempts)
+        if engine.excess is None or engine.looked is None:
+            engine.excess = most
         elif engine.looked <= engine.blurred + _LATE_S:
-            engine.excess = max(engine.excess, excess)
+            engine.excess = max(engine.excess, most)
         elif excess > engine.excess + _TOLERANCE:
             engine.foreign.append((engine.looked, t, excess - engine.excess))
             engine.excess = excess
-        engine.looked, engine.made = t, output_tokens
+        engine.looked = t
 
     def _forget(self) -> None:
         """Drop what no open window can need any more."""
         for engine in self._engines.values():
             states = [self._devices[d] for d in engine.devices if d in self._devices]
-            horizon = min((state.settled for state in states), default=None)
+            horizon = min((state.settled for state in states), default=inf)
             keep: list[Progress] = []
             for progress in engine.attempts:
-                if progress.ended is None or (horizon is not None and progress.ended > horizon):
+                if progress.ended is None or progress.ended > horizon:
                     keep.append(progress)
-                    while len(progress.marks) > 1 and horizon is not None and progress.marks[1][0] <= horizon:
+                    while len(progress.marks) > 1 and progress.marks[1][0] <= horizon:
                         progress.marks.pop(0)
                 else:
                     engine.relayed += _relayed(progress)
             engine.attempts = keep
-            if horizon is not None:
-                while len(engine.steps) > 1 and engine.steps[1][0] <= horizon:
-                    engine.steps.popleft()
-                while engine.foreign and engine.foreign[0][1] <= horizon:
-                    engine.foreign.popleft()
+            while len(engine.steps) > 1 and engine.steps[1][0] <= horizon:
+                engine.steps.popleft()
+            while engine.foreign and engine.foreign[0][1] <= horizon:
+                engine.foreign.popleft()
 
 
-_LATE_S = 0.5  # by how much an engine may count later than the client left
+_LATE_S = 5.0  # by how much an engine may count later than the client left: llama.cpp looks for that now and then
 _TOLERANCE = 8.0  # tokens by which an engine may be ahead of us without anybody else being there
 
 
 def _relayed(progress: Progress) -> float:
     return progress.output_tokens if progress.output_tokens is not None else progress.frames
+
+
+def _made_at_most(progress: Progress) -> float:
+    """Output tokens that the engine can have made of an attempt: those relayed once it ended, generous until then."""
+    return _relayed(progress) if progress.ended is not None else 2 * progress.frames + _TOLERANCE
 
 
 def _busy_s(inside: Sequence[Progress], window: Window, now: float) -> float:

@@ -259,8 +259,7 @@ class Book:
             deltas.append(
                 EnergyDelta(run.tenant, run.label, receipt.step, attempt.engine, known.component, quality, uj)
             )
-            if attempt.waste:
-                self._dirty[request_id] = receipt  # so that `_newly_wasted` sees it
+            self._dirty[request_id] = receipt  # its attempt goes to the ledger before its joules, and waste is seen
         self._energy = {}
         return records, deltas
 
@@ -292,7 +291,8 @@ class Book:
 
 
 def _attempt_record(receipt: Receipt, a: Attempt) -> AttemptRecord:
-    return AttemptRecord(receipt.id, a.n, a.engine, a.queued, a.dispatched, a.first, a.ended, a.code, a.outcome)
+    outcome = None if a.ended is None else a.outcome  # while it runs, what it would be if it broke off now
+    return AttemptRecord(receipt.id, a.n, a.engine, a.queued, a.dispatched, a.first, a.ended, a.code, outcome)
 
 
 def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:

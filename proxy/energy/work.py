@@ -32,13 +32,15 @@ class Progress:
 
     def frames_at(self, t: float) -> float:
         """Content frames seen until `t`: linear between marks."""
+        if self.ended is not None and t >= self.ended:
+            return self.frames
         before_t, before = self.first or self.dispatched, 0
         for mark_t, frames in self.marks:
             if mark_t >= t:
                 return before if mark_t == before_t else before + (frames - before) * part(t, before_t, mark_t)
             before_t, before = mark_t, frames
-        if self.ended is None or self.ended <= before_t:
-            return before if t < (self.ended or t + 1) else self.frames
+        if self.ended is None:
+            return before
         return before + (self.frames - before) * part(t, before_t, self.ended)
 
 
@@ -81,7 +83,7 @@ def work_in(progress: Progress, t0: float, t1: float, now: float, prices: Coeffi
     if progress.streamed and progress.frames:
         before, after = (output * progress.frames_at(t) / progress.frames for t in (t0, t1))
     else:
-        before, after = (output * part(t, first, end) if t > first else 0.0 for t in (t0, t1))
+        before, after = (output * part(t, first, end) for t in (t0, t1))
     tokens = max(0.0, after - before)
     low, high = max(t0, start), min(t1, end)
     seconds = max(0.0, high - low)

@@ -69,7 +69,7 @@ class Gateway:
         self.file = folder / "joulegate.yaml"
         settings = {"listen": {"host": "127.0.0.1", "port": 0}, "ledger": {"path": str(folder / "ledger.sqlite")}}
         self.file.write_text(yaml.safe_dump(settings | dict(config)))
-        self.env = environment(folder) | (env or {})
+        self.env = {**environment(folder), **(env or {})}
         self.url = ""
 
     def start(self, ready: bool = True) -> "Gateway":
@@ -167,7 +167,9 @@ class Gateway:
 
     def idle(self) -> bool:
         """Whether nothing is queued or in flight."""
-        return all(not engine["in_flight"] and not engine["queued"] for engine in self.get("/energy/engines")["engines"])
+        return all(
+            not engine["in_flight"] and not engine["queued"] for engine in self.get("/energy/engines")["engines"]
+        )
 
 
 def chat_body(model: str | None = "stub-7b", content: str = "how many joules is that", **body: Any) -> dict[str, Any]:
@@ -186,7 +188,7 @@ def residual_uj(books: Mapping[str, Any]) -> int:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Ours, without what would lead a gateway elsewhere: its state goes into `folder`, and no GPU is found by chance."""
+    """Ours, without what would lead a gateway elsewhere; its state goes into `folder`."""
     foreign = ("JOULEGATE_", "ZEUSD_", "CUDA_", "NVML_", "OPENAI_", "XDG_STATE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return {**kept, "XDG_STATE_HOME": str(folder / "state"), "COLUMNS": "200"}

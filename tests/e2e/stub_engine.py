@@ -10,6 +10,7 @@ import json
 import struct
 import sys
 import time
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -124,7 +125,7 @@ class Answer:
         finally:
             self.engine.running -= 1
 
-    async def tokens(self) -> Any:
+    async def tokens(self) -> AsyncIterator[str]:
         for n in range(self.wanted):
             if n == self.script.die_after:
                 raise Died

@@ -86,7 +86,7 @@ def complaint(folder: Path, config: Any, command: str = "check", env: Mapping[st
     file = folder / "joulegate.yaml"
     file.write_text(config if isinstance(config, str) else yaml.safe_dump(config))
     arguments = [command, str(file)] if command == "check" else [command, "-c", str(file)]
-    done = joulegate(*arguments, env=environment(folder) | (env or {}))
+    done = joulegate(*arguments, env={**environment(folder), **(env or {})})
     assert done.returncode == 1, done.stdout
     assert "Traceback" not in done.stderr
     lines = done.stderr.strip().removeprefix("joulegate: ").splitlines()

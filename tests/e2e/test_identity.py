@@ -36,7 +36,9 @@ def test_the_highest_level_wins_field_by_field(gateway: Gateway) -> None:
     found = known(gateway, gateway.chat(headers, max_tokens=1, **body))
     assert (found["run"], found["workflow"], found["step"], found["node"]) == ("own-2", "tool", "s", "n")
     assert found["identified_by"] == {
-        **{"run": "x-workflow-id", "step": "x-workflow-step", "node": "x-workflow-node"},
+        "run": "x-workflow-id",
+        "step": "x-workflow-step",
+        "node": "x-workflow-node",
         "workflow": "helicone-session-name",
     }
 
@@ -131,6 +133,7 @@ def test_a_keys_own_wish_for_reports_is_granted(keyed: Gateway) -> None:
 
 def known(gateway: Gateway, reply: Any) -> dict[str, Any]:
     """The request behind a reply, as soon as the ledger has it."""
+
     def found() -> Any:
         got = gateway.http.get(f"/energy/requests/{reply.headers['x-joulegate-request-id']}")
         return got.json() if got.status_code == 200 else None

@@ -36,7 +36,9 @@ def test_chat(gateway: Gateway, engine: Engine) -> None:
     answer = reply.json()
     assert answer["choices"][0]["message"]["content"] == "joule " * 5
     assert answer["usage"] == {
-        **{"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10},
+        "prompt_tokens": 5,
+        "completion_tokens": 5,
+        "total_tokens": 10,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
     assert reply.headers["x-stub"] == "whole" and reply.headers["content-type"].startswith("application/json")

@@ -103,6 +103,7 @@ def test_no_message_repeats_a_secret(data: dict[str, Any]) -> None:
         (b"", "a configuration is a mapping"),
         (b"\xff\xfe\x00binary", "not valid YAML"),
         (b"engines: 2024-99-99", "not valid YAML"),
+        (b"engines: \x00", "not valid YAML"),
     ],
 )
 def test_a_file_that_is_no_configuration_is_refused_in_a_line(tmp_path: Path, content: bytes, says: str) -> None:
@@ -132,7 +133,7 @@ def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path, content: byt
     if content is not None:
         file.write_bytes(content)
     config = parse({"engines": [{**ENGINE, "api_key_file": str(file)}]})
-    with pytest.raises(ConfigError, match="secret file .* cannot be read"):
+    with pytest.raises(ConfigError, match=r"secret file .* cannot be read"):
         config.engines[0].secret()
 
 

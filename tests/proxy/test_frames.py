@@ -15,7 +15,9 @@ def event(data: Any, name: str = "") -> bytes:
 
 def chat(delta: dict[str, Any], finish: str | None = None, index: int = 0, **more: Any) -> bytes:
     choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
-    return event({"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]} | more)
+    return event(
+        {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]} | more
+    )
 
 
 def text(piece: str, finish: str | None = None, **more: Any) -> bytes:
@@ -40,13 +42,16 @@ ANSWER = {"type": "output_text", "text": "HiHi", "annotations": []}
 RESPONSE_USAGE = {"input_tokens": 7, "output_tokens": 3, "input_tokens_details": {"cached_tokens": 4}}
 
 
+USAGE = Usage(7, 3, 4)
+
+
 @dataclass
 class Recorded:
     """A stream as an engine sends it, what a client should see of it, and what is in it."""
 
     frames: list[bytes]
     content: int
-    usage: Usage | None = Usage(7, 3, 4)
+    usage: Usage | None = USAGE
 
     @property
     def whole(self) -> bytes:
@@ -283,3 +288,18 @@ def test_a_frame_cut_off_in_the_middle_of_its_content_is_no_output() -> None:
     frames = Frames()
     assert relay(frames, [b'data: {"choices":[{"delta":{"content":"']) == b'data: {"choices":[{"delta":{"content":"'
     assert frames.content == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "counts"),
+    [
+        (b'data: {"object":"text_completion","choices":[{"index":0,"text":"","finish_reason":null}]}\n\n', True),
+        (b'data: {"choices":[{"index":0,"delta":{"content":""},"finish_reason":null}]}\n\n', True),
+        (b'data: {"choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}\n\n', False),
+        (b'data: {"object":"text_completion","choices":[{"index":0,"text":"","finish_reason":"stop"}]}\n\n', False),
+    ],
+)
+def test_a_token_without_text_is_a_token(frame: bytes, counts: bool) -> None:
+    frames = Frames()
+    frames.feed(frame)
+    assert frames.content == counts

@@ -87,8 +87,9 @@ async def test_who_gives_up_leaves_no_trace() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     one.leave(late)
+    timed_out = Ticket("w")
     with pytest.raises(TimeoutError):
-        await one.admit(timed_out := Ticket("w"), 0.001)
+        await one.admit(timed_out, 0.001)
     one.leave(timed_out)
     one.leave(first)
     assert (one.gate.total, one.gate.waiting, one.waiting) == (0, 0, {})

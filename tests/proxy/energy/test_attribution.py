@@ -1,0 +1,569 @@
+import pickle
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.energy.attribution import GAP_S, Attribution, Settled, split
+from proxy.energy.prior import Coefficients
+from proxy.energy.records import Phase
+from proxy.energy.work import Progress
+
+PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")
+GPU = "h1/gpu:0"
+ENGINES = {"e1": ("h1/gpu:0", "h1/cpu:0"), "e2": ("h1/gpu:0",), "e3": ()}
+DEVICES: tuple[str, ...] = ("h1/gpu:0", "h1/cpu:0", "h2/gpu:0")
+
+
+# Sharing an integer ---------------------------------------------------------------------------------------------------
+
+
+@given(
+    delta=st.integers(0, 10**12),
+    weights=st.lists(st.floats(0, 1e300) | st.floats(0, 1e-300) | st.just(0.0), min_size=1, max_size=50),
+)
+def test_split_loses_nothing(delta: int, weights: list[float]) -> None:
+    shares = split(delta, weights)
+    assert sum(shares) == delta and min(shares) >= 0 and len(shares) == len(weights)
+    if any(weights):
+        assert all(share == 0 for share, weight in zip(shares, weights, strict=True) if weight == 0)
+
+
+@given(delta=st.integers(0, 10**10), weights=st.lists(st.integers(0, 10**6), min_size=1, max_size=50))
+def test_split_is_proportional_to_a_microjoule(delta: int, weights: list[int]) -> None:
+    shares, total = split(delta, list(map(float, weights))), sum(weights)
+    for share, weight in zip(shares, weights, strict=True):
+        exact = delta * weight / total if total else delta / len(weights)
+        assert abs(share - exact) <= 1.001
+
+
+@pytest.mark.parametrize(
+    ("delta", "weights"),
+    [(1, []), (-1, [1.0]), (1, [1.0, -1.0]), (1, [float("nan")]), (1, [float("inf"), 1.0])],
+)
+def test_split_refuses_what_cannot_be_shared(delta: int, weights: list[float]) -> None:
+    with pytest.raises(ValueError):
+        split(delta, weights)
+
+
+# A small world to attribute in ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class World:
+    """An attribution and what it settled, with a device that draws a steady 100 W unless told otherwise."""
+
+    devices: tuple[str, ...] = (GPU,)
+    engines: dict[str, tuple[str, ...]] = field(default_factory=lambda: {"e1": (GPU,)})
+    now: float = 1000.0
+    settled: list[Settled] = field(default_factory=list)
+    made: dict[str, float] = field(default_factory=lambda: defaultdict(float))  # engine -> output tokens it counts
+    steps: dict[str, float] | None = None  # engine -> steps, where it has that counter
+
+    def __post_init__(self) -> None:
+        self.attribution = Attribution()
+        self.raw_uj = dict.fromkeys(self.devices, 5_000_000)
+        self.attempts: list[Progress] = []
+        self.says = dict.fromkeys(self.engines, False)  # whether the engine has counters
+        for name, devices in self.engines.items():
+            self.attribution.add_engine(name, devices, PRICES)
+        self.read()
+
+    def read(self) -> None:
+        for device in self.devices:
+            self.attribution.reading(device, self.now, self.raw_uj[device])
+        for name in self.engines:
+            if self.says[name]:
+                steps = self.steps.get(name, 0.0) if self.steps is not None else None
+                self.attribution.engine(name, self.now, steps, self.made[name])
+        self.attribution.mark(self.now)
+
+    def run(self, seconds: float, power_w: float = 100.0, step_s: float = 0.1) -> None:
+        for _ in range(round(seconds / step_s)):
+            self.now += step_s
+            for device in self.devices:
+                self.raw_uj[device] += round(power_w * step_s * 1e6)
+            self.read()
+            self.settled += self.attribution.settle(self.now)
+
+    def start(self, engine: str = "e1", prompt: int = 100, streamed: bool = True) -> Progress:
+        progress = Progress(f"r{len(self.attempts)}", 1, engine, self.now, prompt, streamed)
+        self.attempts.append(progress)
+        self.attribution.start(progress)
+        return progress
+
+    def relay(self, progress: Progress, tokens: int) -> None:
+        """The engine makes tokens of an attempt, each of them a frame."""
+        self.made[progress.engine] += tokens
+        progress.first = progress.first or self.now
+        progress.frames += tokens
+
+    def end(self, progress: Progress, prompt: int | None = None, output: int | None = None) -> None:
+        progress.prompt_tokens, progress.output_tokens, progress.ended = prompt, output, self.now
+
+    def uj(self, progress: Progress, device: str | None = None) -> int:
+        return sum(s.uj for w in self.settled if device in (None, w.device) for s in w.shares if s.progress is progress)
+
+    def part(self, name: str) -> int:
+        return sum(getattr(window, f"{name}_uj") for window in self.settled)
+
+    def check(self) -> None:
+        """Every counter equals what was settled and what is open; windows follow each other without a hole."""
+        edges: dict[str, float] = {}
+        sums: dict[str, int] = defaultdict(int)
+        for window in self.settled:
+            assert edges.setdefault(window.device, window.t0) == window.t0
+            edges[window.device] = window.t1
+            assert min(window.idle_uj, window.foreign_uj, window.gap_uj) >= 0
+            for share in window.shares:
+                assert 0 <= share.low_uj <= share.uj <= share.high_uj
+            shares_uj = sum(share.uj for share in window.shares)
+            sums[window.device] += shares_uj + window.idle_uj + window.foreign_uj + window.gap_uj
+        open_uj = self.attribution.open_uj()
+        for device, counter_uj in self.attribution.counter_uj().items():
+            assert counter_uj == sums[device] + open_uj[device]
+
+    def finish(self) -> None:
+        for progress in self.attempts:
+            if progress.ended is None:
+                self.end(progress)
+        self.run(12.0, power_w=0.0, step_s=0.5)
+        self.now += 5.0  # an engine that fell silent holds its windows that long
+        self.settled += self.attribution.settle(self.now)
+        self.check()
+        assert not any(self.attribution.open_uj().values())
+        assert all(self.attribution.is_settled(progress) for progress in self.attempts)
+
+
+# Any history ----------------------------------------------------------------------------------------------------------
+
+EVENTS = st.one_of(
+    st.tuples(st.just("pass"), st.sampled_from([0.0, 0.05, 0.1, 0.5, 1.0, 3.0, 7.0, 60.0])),
+    st.tuples(st.just("read"), st.sampled_from(DEVICES), st.sampled_from([-1, 0, 1, 7, 10**5, 10**7])),
+    st.tuples(st.just("read"), st.sampled_from(DEVICES), st.sampled_from([10**5, 10**7])),
+    st.tuples(st.just("read all")),
+    st.tuples(st.just("jump"), st.floats(-30, 30)),
+    st.tuples(st.just("engine"), st.sampled_from(list(ENGINES)), st.sampled_from([None, -1, 0, 3, 50]), st.booleans()),
+    st.tuples(st.just("start"), st.sampled_from(list(ENGINES)), st.booleans(), st.integers(0, 3000)),
+    st.tuples(st.just("frames"), st.integers(0, 9), st.integers(1, 40)),
+    st.tuples(st.just("end"), st.integers(0, 9), st.booleans(), st.integers(0, 500)),
+    st.tuples(st.just("mark")),
+    st.tuples(st.just("settle")),
+)
+
+
+def apply(world: World, counters: dict[str, list[float]], event: tuple[Any, ...]) -> None:
+    running = [progress for progress in world.attempts if progress.ended is None]
+    match event:
+        case "pass", seconds:
+            world.now += seconds
+        case "read", device, -1:
+            world.raw_uj[device] = 17
+            world.attribution.reading(device, world.now, world.raw_uj[device])
+        case "read", device, moved:
+            world.raw_uj[device] += moved
+            world.attribution.reading(device, world.now, world.raw_uj[device])
+        case ("read all",):
+            world.read()
+        case "jump", seconds:  # one reading with a time that is wrong
+            world.attribution.reading(DEVICES[0], world.now + seconds, world.raw_uj[DEVICES[0]])
+        case "engine", name, moved, has_tokens:
+            steps, tokens = counters[name]
+            counters[name] = [0.0, 0.0] if moved == -1 else [steps + (moved or 0), tokens + 3 * (moved or 0)]
+            world.attribution.engine(
+                name, world.now, None if moved is None else counters[name][0], counters[name][1] if has_tokens else None
+            )
+        case "start", name, streamed, prompt:
+            world.start(name, prompt, streamed)
+        case "frames", index, count if index < len(running) and running[index].streamed:
+            world.relay(running[index], count)
+        case "end", index, has_usage, output if index < len(running):
+            usage = (running[index].prompt_guess, output) if has_usage else (None, None)
+            world.end(running[index], *usage)
+        case ("mark",):
+            world.attribution.mark(world.now)
+        case ("settle",):
+            world.settled += world.attribution.settle(world.now)
+        case _:
+            pass
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.lists(EVENTS, min_size=5, max_size=80))
+def test_every_microjoule_is_booked_once_whatever_happens(events: list[tuple[Any, ...]]) -> None:
+    world = World(DEVICES, dict(ENGINES))
+    counters = {name: [0.0, 0.0] for name in ENGINES}
+    moved_uj, last = dict.fromkeys(DEVICES, 0), dict(world.attribution.raw())
+    for event in events:
+        apply(world, counters, event)
+        for progress in world.attempts:
+            assert world.attribution.provisional_uj(progress, world.now) >= 0
+        for device, (raw_uj, t) in world.attribution.raw().items():
+            moved_uj[device] += max(0, raw_uj - last[device][0])
+            last[device] = (raw_uj, t)
+        world.check()
+    assert world.attribution.counter_uj() == moved_uj
+    world.now += 31  # past any reading from the future
+    world.finish()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(EVENTS, min_size=5, max_size=80))
+def test_what_is_settled_stays_settled(events: list[tuple[Any, ...]]) -> None:
+    """A receipt is handed over and forgotten once it is settled: no joule may come after that."""
+    world = World(DEVICES, dict(ENGINES))
+    counters = {name: [0.0, 0.0] for name in ENGINES}
+    gone: set[int] = set()
+    for event in [*events, ("pass", 7.0), ("read all",), ("settle",), ("pass", 7.0), ("settle",)]:
+        before = len(world.settled)
+        apply(world, counters, event)
+        for window in world.settled[before:]:
+            assert not gone & {id(share.progress) for share in window.shares}
+        if event == ("settle",):
+            gone |= {id(progress) for progress in world.attempts if world.attribution.is_settled(progress)}
+            assert all(world.attribution.is_settled(p) for p in world.attempts if id(p) in gone)
+
+
+def test_nothing_is_remembered_of_what_is_settled() -> None:
+    """As many requests again leave no more behind, whether or not an engine has devices."""
+    sizes = []
+    world = World((GPU,), {"e1": (GPU,), "far": ()}, steps=defaultdict(float))
+    world.says = {"e1": True, "far": True}
+    for _ in range(3):
+        for _ in range(20):
+            world.steps = {"e1": world.now, "far": world.now}
+            both = [world.start("e1"), world.start("far")]
+            for progress in both:
+                world.relay(progress, 5)
+            world.run(0.5)
+            for progress in both:
+                world.end(progress, 100, 5)
+        world.run(7.0)
+        sizes.append(len(pickle.dumps(world.attribution)))
+    assert max(sizes) - min(sizes) < 200
+
+
+# What becomes of the joules -------------------------------------------------------------------------------------------
+
+
+def test_nothing_in_flight_is_idle() -> None:
+    world = World()
+    world.run(3.0)
+    world.finish()
+    assert world.part("idle") == world.attribution.counter_uj()[GPU]
+
+
+def test_the_time_before_dispatch_and_after_the_end_is_idle() -> None:
+    world = World()
+    world.run(1.0)
+    world.now += 0.5
+    progress = world.start()
+    world.now += 0.2
+    world.end(progress, 100, 10)
+    world.now += 0.3
+    world.raw_uj[GPU] += 10_000_000
+    world.read()
+    world.finish()
+    assert world.uj(progress) == pytest.approx(2_000_000, abs=1)
+
+
+def test_an_only_request_has_all_of_its_time() -> None:
+    world = World()
+    progress = world.start()
+    world.run(1.0)
+    world.relay(progress, 10)
+    world.run(2.0)
+    world.end(progress, 100, 10)
+    world.finish()
+    assert world.uj(progress) == pytest.approx(300_000_000, abs=1)
+    phases = {s.phase: s.uj for w in world.settled for s in w.shares}
+    assert set(phases) == {Phase.PREFILL, Phase.DECODE}
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_equal_requests_get_equal_shares(streamed: bool) -> None:
+    world = World()
+    three = [world.start(streamed=streamed) for _ in range(3)]
+    for _ in range(10):
+        if streamed:
+            for progress in three:
+                world.relay(progress, 4)
+        world.run(0.37, power_w=77.7, step_s=0.037)
+    for progress in three:
+        world.end(progress, 100, 40)
+    world.finish()
+    for window in world.settled:
+        for phase in Phase:
+            shares = [share.uj for share in window.shares if share.phase is phase]
+            assert not shares or max(shares) - min(shares) <= 1
+    assert world.uj(three[0]) == pytest.approx(world.uj(three[2]), rel=1e-5)
+
+
+def test_the_shares_follow_the_formula() -> None:
+    world = with_counters(steps={"e1": 0.0})
+    small, large = world.start(prompt=0), world.start(prompt=0)
+    world.relay(small, 1)
+    world.relay(large, 1)
+    world.run(1.0, step_s=1.0)
+    small.frames, large.frames, world.steps = 11, 91, {"e1": 10.0}
+    world.run(1.0, step_s=1.0)
+    for progress in (small, large):
+        world.end(progress, 0, progress.frames)
+    world.finish()
+    # In the second window 10 steps are shared by two, and 10 and 90 tokens have 1 to 11 and 1 to 91 before them.
+    window = next(window for window in world.settled if window.t0 == 1001.0)
+    decode = {share.progress: share.uj for share in window.shares if share.phase is Phase.DECODE}
+    small_j, large_j = (10.0 + 0.025 * n + 0.00007 * n * (1 + 1 + n) / 2 for n in (10, 90))
+    assert decode[small] / decode[large] == pytest.approx(small_j / large_j, rel=1e-6)
+
+
+def test_a_cancelled_attempt_keeps_its_joules() -> None:
+    world = World()
+    stream, whole = world.start(), world.start(streamed=False)
+    world.run(1.0)
+    world.relay(stream, 3)
+    world.run(1.0)
+    world.end(stream)
+    world.end(whole)
+    world.finish()
+    assert world.uj(stream) > 20_000_000 and world.uj(whole) > 20_000_000
+    assert world.uj(stream) + world.uj(whole) == pytest.approx(200_000_000, abs=1)
+
+
+def test_a_window_waits_for_its_requests_but_not_for_ever() -> None:
+    world = World()
+    progress = world.start()
+    world.run(4.9)
+    assert world.settled == [] and world.attribution.open_uj()[GPU] == pytest.approx(490_000_000)
+    assert world.attribution.provisional_uj(progress, world.now) == pytest.approx(490_000_000, rel=0.01)
+    world.run(5.0)
+    assert world.settled and world.settled[-1].t1 == pytest.approx(world.now - 5.0, abs=0.11)
+    assert not world.attribution.is_settled(progress)
+    world.end(progress, 100, 0)
+    world.finish()
+    assert world.uj(progress) == pytest.approx(990_000_000, abs=2)
+
+
+def test_two_engines_on_one_device_share_it_and_one_engine_has_all_of_its_devices() -> None:
+    world = World(("h1/gpu:0", "h1/cpu:0"), {"e1": ("h1/gpu:0", "h1/cpu:0"), "e2": ("h1/gpu:0",)})
+    one, two = world.start("e1"), world.start("e2")
+    world.run(2.0)
+    world.end(one, 100, 10)
+    world.end(two, 100, 10)
+    world.finish()
+    assert world.uj(one, "h1/cpu:0") == pytest.approx(200_000_000, abs=1) and world.uj(two, "h1/cpu:0") == 0
+    assert world.uj(one, GPU) + world.uj(two, GPU) == pytest.approx(200_000_000, abs=1)
+    assert world.uj(one, GPU) == pytest.approx(world.uj(two, GPU), rel=1e-6)
+
+
+# Holes ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_hole_in_the_readings_is_a_gap() -> None:
+    world = World()
+    progress = world.start()
+    world.run(1.0)
+    world.now += GAP_S + 0.1
+    world.raw_uj[GPU] += 70_000_000
+    world.run(0.1)
+    world.end(progress, 100, 10)
+    world.finish()
+    assert world.part("gap") == 80_000_000
+
+
+def test_a_counter_that_was_reset_moved_nothing_that_is_known() -> None:
+    world = World()
+    world.run(1.0)
+    before_uj = world.attribution.counter_uj()[GPU]
+    world.raw_uj[GPU] = 3
+    world.now += 0.1
+    world.read()
+    assert world.attribution.counter_uj()[GPU] == before_uj
+    world.run(1.0)
+    world.finish()
+    assert world.part("gap") == 0
+
+
+def test_a_lost_counter_holds_nobody_up() -> None:
+    world = World()
+    progress = world.start()
+    world.run(1.0)
+    world.end(progress, 100, 10)
+    world.now += GAP_S / 2
+    world.settled += world.attribution.settle(world.now)
+    assert not world.attribution.is_settled(world.start())
+    world.now += GAP_S
+    world.settled += world.attribution.settle(world.now)
+    assert world.attribution.is_settled(progress)
+
+
+def test_a_counter_that_never_answered_holds_nobody_up() -> None:
+    world = World((), {"e1": (GPU,), "far": ()})
+    for name in ("e1", "far"):
+        progress = world.start(name)
+        assert not world.attribution.is_settled(progress)
+        world.end(progress, 100, 10)
+        assert world.attribution.settle(world.now) == []
+        assert world.attribution.is_settled(progress)
+        assert world.attribution.provisional_uj(progress, world.now) == 0
+
+
+@pytest.mark.parametrize(("last_raw_uj", "gap_uj"), [(900, 100), (1000, 0), (1001, 0), (-500, 1500)])
+def test_what_was_spent_between_two_lives_of_the_gateway_is_a_gap(last_raw_uj: int, gap_uj: int) -> None:
+    attribution = Attribution()
+    attribution.add_engine("e1", (GPU,), PRICES)
+    assert attribution.resume(GPU, 50.0, 1000, last_raw_uj) == gap_uj
+    attribution.reading(GPU, 51.0, 1007)
+    settled = attribution.settle(51.0)
+    assert sum(window.gap_uj for window in settled) == gap_uj
+    assert sum(window.idle_uj for window in settled) == 7
+    assert attribution.counter_uj() == {GPU: gap_uj + 7}
+
+
+# Work that came past the gateway --------------------------------------------------------------------------------------
+
+
+def with_counters(**more: Any) -> World:
+    world = World(**more)
+    world.says = dict.fromkeys(world.engines, True)
+    world.read()
+    return world
+
+
+def test_tokens_that_nobody_relayed_are_foreign() -> None:
+    world = with_counters()
+    world.run(2.0)
+    for _ in range(4):
+        world.made["e1"] += 30
+        world.run(1.0, step_s=1.0)
+    world.finish()
+    assert world.part("foreign") == pytest.approx(400_000_000, abs=1)
+    assert world.attribution.foreign_known() == {GPU: True}
+
+
+def test_foreign_work_beside_ours_takes_its_part() -> None:
+    world = with_counters(steps={"e1": 0.0})
+    ours = world.start()
+    for _ in range(40):
+        world.relay(ours, 5)
+        world.made["e1"] += 15
+        assert world.steps is not None
+        world.steps["e1"] += 5
+        world.run(0.1)
+    world.end(ours, 100, ours.frames)
+    world.finish()
+    assert 0.1 < world.part("foreign") / (world.part("foreign") + world.uj(ours)) < 0.9
+
+
+def test_an_engine_without_counters_says_nothing_of_foreign_work() -> None:
+    world = World()
+    world.run(1.0)
+    assert world.attribution.foreign_known() == {GPU: False}
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    late=st.booleans(),
+    first_look=st.integers(0, 30),
+    restart=st.none() | st.integers(0, 60),
+    ahead=st.integers(0, 5),
+    tokens_a_frame=st.integers(1, 2),
+    plans=st.lists(
+        st.tuples(
+            st.integers(0, 40),  # dispatched, in ticks
+            st.integers(1, 40),  # ticks until the end
+            st.integers(0, 12),  # tokens a tick
+            st.booleans(),  # streamed
+            st.sampled_from(["ok", "ok", "cancelled"]),
+        ),
+        max_size=6,
+    ),
+)
+def test_what_the_gateway_relayed_is_never_foreign(
+    late: bool,
+    first_look: int,
+    restart: int | None,
+    ahead: int,
+    tokens_a_frame: int,
+    plans: list[tuple[int, int, int, bool, str]],
+) -> None:
+    """Counters that move at once, a few tokens ahead or only at the end of a request; engines that begin anew."""
+    world = World()
+    running: dict[int, tuple[Progress, int]] = {}
+    for tick in range(120):
+        world.says["e1"] = tick >= first_look
+        if tick == restart:
+            world.made["e1"] = 0.0
+            for progress, _ in running.values():
+                world.end(progress)
+            running = {}
+            continue
+        for index, (begin, length, rate, streamed, outcome) in enumerate(plans):
+            if tick == begin:
+                running[index] = (world.start(streamed=streamed), 0)
+            if index not in running:
+                continue
+            progress, made = running[index]
+            running[index] = (progress, made + rate)
+            if not late:
+                world.made["e1"] += rate
+            if streamed and rate:
+                progress.first = progress.first or world.now
+                progress.frames = -(-(made + rate) // tokens_a_frame)
+            if tick == begin + length:
+                del running[index]
+                if late:
+                    world.made["e1"] += made + rate
+                if outcome == "cancelled":
+                    world.made["e1"] += ahead  # made before the engine noticed
+                    world.end(progress)
+                else:
+                    world.end(progress, 100, made + rate)
+        world.run(0.25, step_s=0.25)
+    world.finish()
+    assert world.part("foreign") == 0
+
+
+def test_a_counter_that_moves_after_a_cancelled_request_is_not_foreign() -> None:
+    """llama.cpp counts a request's tokens when it ends, and notices seconds later that its client went."""
+    world = with_counters()
+    whole = world.start(streamed=False)
+    world.run(3.0)
+    world.end(whole)
+    world.run(2.5)
+    world.made["e1"] += 300
+    world.run(3.0)
+    world.finish()
+    assert world.part("foreign") == 0
+
+
+def test_foreign_work_is_seen_again_after_a_cancelled_request() -> None:
+    world = with_counters()
+    whole = world.start(streamed=False)
+    world.run(1.0)
+    world.made["e1"] += 300
+    world.end(whole)
+    world.run(10.0)
+    world.made["e1"] += 300
+    world.run(1.0)
+    world.finish()
+    assert 0 < world.part("foreign") <= 20_000_000
+
+
+def test_foreign_work_after_an_engine_restarted_is_seen() -> None:
+    world = with_counters()
+    ours = world.start()
+    world.relay(ours, 500)
+    world.run(1.0)
+    world.end(ours, 100, 500)
+    world.run(8.0)
+    world.made["e1"] = 0.0
+    world.run(1.0)
+    assert world.part("foreign") == 0
+    world.made["e1"] = 400.0
+    world.run(1.0)
+    world.finish()
+    assert world.part("foreign") > 0
