@@ -39,7 +39,7 @@ class Plan:
     drain_s: float = 3.0  # for a server to finish what it put off
 
 
-QUICK = Plan("quick", 2, 200, 2_000, 320, 75, 1_000, 6, 500, limit_s=4.0)
+QUICK = Plan("quick", 2, 200, 2_000, 320, 50, 1_000, 6, 500, limit_s=2.0, drain_s=2.0)
 FULL = Plan("full", 5, 400, 4_000, 640, 150, 1_000, 10, 1_000)
 
 

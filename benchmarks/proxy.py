@@ -160,7 +160,7 @@ class Bench:
 
 
 def main(
-    quick: Annotated[bool, typer.Option("--quick", help="fewer and shorter rounds: about a minute")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer and shorter rounds, for a first look")] = False,
     long: Annotated[bool, typer.Option("--soak", help="also 200,000 requests, to see that memory stays flat")] = False,
     peers: Annotated[bool, typer.Option(help="measure the peers that are installed")] = True,
     out: Annotated[Path, typer.Option(help="folder for the JSON and the plot")] = RESULTS,

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy.energy.attribution import GAP_S, Attribution, Settled, split
@@ -32,6 +32,7 @@ def test_split_loses_nothing(delta: int, weights: list[float]) -> None:
         assert all(share == 0 for share, weight in zip(shares, weights, strict=True) if weight == 0)
 
 
+@example(delta=11, weights=[0, 0, 0])
 @given(delta=st.integers(0, 10**10), weights=st.lists(st.integers(0, 10**6), min_size=1, max_size=50))
 def test_split_is_proportional_to_a_microjoule(delta: int, weights: list[int]) -> None:
     shares, total = split(delta, list(map(float, weights))), sum(weights)
@@ -268,6 +269,17 @@ def test_the_time_before_dispatch_and_after_the_end_is_idle() -> None:
     world.read()
     world.finish()
     assert world.uj(progress) == pytest.approx(2_000_000, abs=1)
+
+
+def test_requests_inside_of_another_do_not_make_the_idle_time_shorter() -> None:
+    world = World()
+    begins, ends = (0.0, 0.1, 0.3), (0.6, 0.2, 0.5)
+    for begin, end in zip(begins, ends, strict=True):
+        world.start().dispatched = 1000.0 + begin
+        world.attempts[-1].ended = 1000.0 + end
+    world.run(1.0, step_s=1.0)
+    world.finish()
+    assert sum(map(world.uj, world.attempts)) == pytest.approx(60_000_000, abs=2)
 
 
 def test_an_only_request_has_all_of_its_time() -> None:
