@@ -20,7 +20,7 @@ from math import inf, isfinite
 
 from proxy.energy.prior import Coefficients
 from proxy.energy.records import Phase
-from proxy.energy.work import Progress, Work, part, work_in
+from proxy.energy.work import Progress, part, work_in
 
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 
@@ -72,6 +72,9 @@ class Settled:
     gap_uj: int = 0
 
 
+Terms = tuple[float, float, float, float]  # predicted joules of steps, prompt, output, context
+
+
 @dataclass(frozen=True, slots=True)
 class Window:
     device: str
@@ -87,7 +90,6 @@ class _EngineState:
 
     devices: tuple[str, ...]
     prices: Coefficients
-    variants: list[Coefficients]
     has_counters: bool = False
     attempts: list[Progress] = field(default_factory=list)
     steps: deque[tuple[float, float]] = field(default_factory=deque)  # (time, steps)
@@ -121,12 +123,11 @@ class Attribution:
     # What goes in ---------------------------------------------------------------------------------------------------
 
     def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
-        self._engines[name] = _EngineState(tuple(devices), prices, prices.variants())
+        self._engines[name] = _EngineState(tuple(devices), prices)
 
     def price(self, engine: str, prices: Coefficients) -> None:
         """Use other prices from now on: the engine has told which model it serves."""
-        state = self._engines[engine]
-        state.prices, state.variants = prices, prices.variants()
+        self._engines[engine].prices = prices
 
     def start(self, progress: Progress) -> None:
         """An attempt left the gate. Its later life is read from `progress` itself."""
@@ -250,43 +251,33 @@ class Attribution:
     def _share(self, window: Window, now: float) -> Settled:
         if window.gap:
             return Settled(window.device, window.t0, window.t1, (), gap_uj=window.delta_uj)
-        engines = [engine for engine in self._on(window.device) if engine.attempts or engine.foreign]
         parts: list[tuple[Progress, Phase]] = []
-        works: list[tuple[_EngineState, list[Work], float, float]] = []
-        for engine in engines:
+        terms: list[Terms] = []
+        spreads: list[float] = []
+        foreign: list[tuple[Terms, float]] = []
+        for engine in self._on(window.device):
             inside = [p for p in engine.attempts if p.overlaps(window.t0, window.t1)]
-            own = [work_in(p, window.t0, window.t1, now, engine.prices) for p in inside]
             strangers = _foreign_tokens(engine, window)
-            steps = _steps(engine, window, busy_s=_busy_s(inside, window, now))
+            if not inside and not strangers:
+                continue
+            own, alien = _predict(engine, inside, strangers, window, now)
             parts += [(p, phase) for p in inside for phase in Phase]
-            works.append((engine, own, steps, strangers))
-        busy_uj = self._busy_uj(window, [p for p, _ in parts], any(s for *_, s in works), now)
-        idle_uj = window.delta_uj - busy_uj
-        if not parts and not any(s for *_, s in works):
+            terms += own
+            spreads += [engine.prices.spread] * len(own)
+            foreign.append((alien, engine.prices.spread))
+        if not foreign:
             return Settled(window.device, window.t0, window.t1, (), idle_uj=window.delta_uj)
-        exact, foreign = _weights(works, window, None)
-        *own_uj, foreign_uj = split(busy_uj, [*exact, foreign])
-        lows, highs = list(own_uj), list(own_uj)
-        for index in range(8):
-            weights, stranger = _weights(works, window, index)
-            total = sum(weights) + stranger
-            if total > 0:
-                for i, weight in enumerate(weights):
-                    at = int(busy_uj * weight / total)
-                    lows[i], highs[i] = min(lows[i], at), max(highs[i], at)
+        busy_uj = _busy_uj(window, [p for p, _ in parts[::2]], any(any(alien) for alien, _ in foreign), now)
+        shared = split(busy_uj, [sum(term) for term in (*terms, *(alien for alien, _ in foreign))])
+        own_uj, foreign_uj = shared[: len(parts)], sum(shared[len(parts) :])
+        lows, highs = _band(busy_uj, shared, [*terms, *(t for t, _ in foreign)], [*spreads, *(s for _, s in foreign)])
         shares = tuple(
             Share(progress, phase, uj, low, high)
-            for (progress, phase), uj, low, high in zip(parts, own_uj, lows, highs, strict=True)
+            for (progress, phase), uj, low, high in zip(parts, own_uj, lows, highs, strict=False)
             if uj or high
         )
+        idle_uj = window.delta_uj - busy_uj
         return Settled(window.device, window.t0, window.t1, shares, idle_uj=idle_uj, foreign_uj=foreign_uj)
-
-    def _busy_uj(self, window: Window, inside: Sequence[Progress], strangers: bool, now: float) -> int:
-        """The part of a window's energy in which anything was in flight: all of it, less the time when nothing was."""
-        length = window.t1 - window.t0
-        if strangers or length <= 0:
-            return window.delta_uj
-        return min(window.delta_uj, round(window.delta_uj * _busy_s(inside, window, now) / length))
 
     def _tail_uj(self, state: _DeviceState, progress: Progress, now: float) -> int:
         """Since the last window: this attempt's even share at the last window's power."""
@@ -389,22 +380,51 @@ def _foreign_tokens(engine: _EngineState, window: Window) -> float:
     return sum(n * (part(window.t1, t0, t1) - part(window.t0, t0, t1)) for t0, t1, n in engine.foreign)
 
 
-def _weights(
-    works: Sequence[tuple[_EngineState, list[Work], float, float]], window: Window, variant: int | None
-) -> tuple[list[float], float]:
-    """Predicted joules: prefill and decode of every attempt in turn, and foreign work; one price varied, or none."""
-    out: list[float] = []
-    foreign = 0.0
-    for engine, own, steps, strangers in works:
-        prices = engine.prices if variant is None else engine.variants[variant]
-        # Foreign tokens over steps is how many strangers were in the batch on average.
-        alien_s = (window.t1 - window.t0) * strangers / steps if steps else 0.0
-        seconds = sum(w.prefill_s + w.decode_s for w in own) + alien_s
-        a_second = prices.step_j * steps / seconds if seconds else 0.0
-        for w in own:
-            out.append(a_second * w.prefill_s + prices.prompt_j * w.prompt)
-            out.append(a_second * w.decode_s + prices.output_j * w.output + prices.context_j * w.context)
-        foreign += a_second * alien_s + prices.output_j * strangers
-    if not any(out) and not foreign:  # nothing known but that they were there
-        out = [s for _, own, _, _ in works for w in own for s in (w.prefill_s, w.decode_s)]
-    return out, foreign
+def _busy_uj(window: Window, inside: Sequence[Progress], strangers: bool, now: float) -> int:
+    """The part of a window's energy in which anything was in flight: all of it, less the time when nothing was."""
+    length = window.t1 - window.t0
+    if strangers or length <= 0:
+        return window.delta_uj
+    return min(window.delta_uj, round(window.delta_uj * _busy_s(inside, window, now) / length))
+
+
+def _predict(
+    engine: _EngineState, inside: Sequence[Progress], strangers: float, window: Window, now: float
+) -> tuple[list[Terms], Terms]:
+    """Predicted joules by price: prefill and decode of every attempt in turn, and those of foreign work."""
+    prices = engine.prices
+    works = [work_in(p, window.t0, window.t1, now, prices) for p in inside]
+    steps = _steps(engine, window, busy_s=_busy_s(inside, window, now))
+    # Foreign tokens over steps is how many strangers were in the batch on average.
+    alien_s = (window.t1 - window.t0) * strangers / steps if steps else 0.0
+    seconds = sum(w.prefill_s + w.decode_s for w in works) + alien_s
+    a_second = prices.step_j * steps / seconds if seconds else 0.0
+    own: list[Terms] = []
+    for w in works:
+        own.append((a_second * w.prefill_s, prices.prompt_j * w.prompt, 0.0, 0.0))
+        own.append((a_second * w.decode_s, 0.0, prices.output_j * w.output, prices.context_j * w.context))
+    if own and not any(map(any, own)) and not strangers:  # nothing is known but that they were there
+        own = [(s, 0.0, 0.0, 0.0) for w in works for s in (w.prefill_s, w.decode_s)]
+    return own, (a_second * alien_s, 0.0, prices.output_j * strangers, 0.0)
+
+
+def _band(
+    busy_uj: int, shared: Sequence[int], terms: Sequence[Terms], spreads: Sequence[float]
+) -> tuple[list[int], list[int]]:
+    """The least and the most that each would get with any one price off by its spread, in either direction."""
+    lows, highs = list(shared), list(shared)
+    total = sum(map(sum, terms))
+    for price in range(4):
+        for up in (True, False):
+            moved = [t[price] * ((s if up else 1 / s) - 1) for t, s in zip(terms, spreads, strict=True)]
+            whole = total + sum(moved)
+            if whole <= 0 or not any(moved):
+                continue
+            a_joule = busy_uj / whole
+            for i, (term, more) in enumerate(zip(terms, moved, strict=True)):
+                at = int(a_joule * (sum(term) + more))
+                if at < lows[i]:
+                    lows[i] = at
+                elif at > highs[i]:
+                    highs[i] = at
+    return lows, highs

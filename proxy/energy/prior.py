@@ -6,7 +6,7 @@ arithmetic rate, each times the board's power (a roofline at equal efficiency).
 """
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,6 @@ class Coefficients:
     prompt_s: float
     spread: float
     source: str
-
-    def variants(self) -> list["Coefficients"]:
-        """Each price alone at either end of its spread."""
-        out: list[Coefficients] = []
-        for factor in (self.spread, 1 / self.spread):
-            out.append(replace(self, step_j=self.step_j * factor))
-            out.append(replace(self, prompt_j=self.prompt_j * factor))
-            out.append(replace(self, output_j=self.output_j * factor))
-            out.append(replace(self, context_j=self.context_j * factor))
-        return out
 
 
 @cache

@@ -53,16 +53,4 @@ def test_sizes_are_read_from_names(name: str, billions: float) -> None:
 @given(st.text(max_size=30), st.text(max_size=30) | st.from_regex(r"x-\d{1,3}(\.\d)?[bBmM]", fullmatch=True))
 def test_any_names_give_prices_that_can_be_used(device: str, model: str) -> None:
     found = prior(device, model)
-    for prices in (found, *found.variants()):
-        assert all(math.isfinite(getattr(prices, name)) and getattr(prices, name) > 0 for name in NUMBERS)
-
-
-def test_the_variants_are_each_price_alone_at_either_end() -> None:
-    found = prior("NVIDIA H200", "llama-2-7b")
-    changed = [
-        [(name, getattr(variant, name) / getattr(found, name)) for name in PRICES if variant != found]
-        for variant in found.variants()
-    ]
-    ratios = [[ratio for _, ratio in row if ratio != 1.0] for row in changed]
-    assert sorted(round(ratio, 9) for row in ratios for ratio in row) == [0.8] * 4 + [1.25] * 4
-    assert all(len(row) == 1 for row in ratios)
+    assert all(math.isfinite(getattr(found, name)) and getattr(found, name) > 0 for name in NUMBERS)
