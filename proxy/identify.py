@@ -15,31 +15,31 @@ UNGROUPED = "ungrouped"
 UNNAMED = "unnamed"
 
 _OWN = {
-    "x-workflow-id": "run",
-    "x-workflow-name": "workflow",
-    "x-workflow-step": "step",
-    "x-workflow-node": "node",
-    "x-workflow-parent": "parents",
+    b"x-workflow-id": "run",
+    b"x-workflow-name": "workflow",
+    b"x-workflow-step": "step",
+    b"x-workflow-node": "node",
+    b"x-workflow-parent": "parents",
 }
 # Headers that other tools already send, in the order in which they are believed.
 _TOOLS = {
-    "x-session-id": "run",
-    "x-parent-session-id": "parents",
-    "session-id": "run",
-    "x-session-affinity": "run",
-    "x-dynamo-session-id": "run",
-    "x-dynamo-parent-session-id": "parents",
-    "x-claude-code-session-id": "run",
-    "x-claude-code-agent-id": "node",
-    "x-claude-code-parent-agent-id": "parents",
-    "x-litellm-trace-id": "run",
-    "x-litellm-session-id": "run",
-    "helicone-session-id": "run",
-    "helicone-session-name": "workflow",
-    "helicone-session-path": "step",
-    "agent-session-id": "run",
-    "x-thread-id": "run",
-    "x-run-id": "run",
+    b"x-session-id": "run",
+    b"x-parent-session-id": "parents",
+    b"session-id": "run",
+    b"x-session-affinity": "run",
+    b"x-dynamo-session-id": "run",
+    b"x-dynamo-parent-session-id": "parents",
+    b"x-claude-code-session-id": "run",
+    b"x-claude-code-agent-id": "node",
+    b"x-claude-code-parent-agent-id": "parents",
+    b"x-litellm-trace-id": "run",
+    b"x-litellm-session-id": "run",
+    b"helicone-session-id": "run",
+    b"helicone-session-name": "workflow",
+    b"helicone-session-path": "step",
+    b"agent-session-id": "run",
+    b"x-thread-id": "run",
+    b"x-run-id": "run",
 }
 _FINAL = (b"x-workflow-final", b"x-dynamo-session-final")
 _METADATA = {
@@ -90,13 +90,12 @@ def identify(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None, req
     sources: dict[str, str] = {}
     ignored = 0
     for header, field in _OWN.items():
-        raw = headers.get(header.encode())
-        if raw:
+        if raw := headers.get(header):
             text = raw.decode("latin-1").strip()
             for part in _split(field, text):
                 if not _good(part):
-                    raise BadIdentity(f"{header} must be 1 to {MAX_LENGTH} characters of printable ASCII")
-            found[field], sources[field] = text, header
+                    raise BadIdentity(f"{header.decode()} must be 1 to {MAX_LENGTH} characters of printable ASCII")
+            found[field], sources[field] = text, header.decode()
     for place, field, value in _others(headers, body):
         if field in found:
             continue
@@ -129,11 +128,11 @@ def _good(text: str) -> bool:
 def _others(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
     """(place, field, value) of everything below our own headers, the most trusted first."""
     for header, field in _TOOLS.items():
-        raw = headers.get(header.encode())
-        if raw:
+        if raw := headers.get(header):
             value = raw.decode("latin-1").strip()
             # A Helicone path names every level of the trace; the last one is what this call does.
-            yield header, field, value.rstrip("/").rpartition("/")[2] if header == "helicone-session-path" else value
+            last = header == b"helicone-session-path"
+            yield header.decode(), field, value.rstrip("/").rpartition("/")[2] if last else value
     if body:
         metadata = body.get("metadata")
         if isinstance(metadata, Mapping):

@@ -178,18 +178,20 @@ class Attribution:
 
     # What comes out -------------------------------------------------------------------------------------------------
 
-    def settle(self, now: float) -> list[Settled]:
-        """Settle every window whose requests are all known, or which waited long enough; each once and for all."""
-        out: list[Settled] = []
-        for state in self._devices.values():
+    def settle(self, now: float) -> Iterator[Settled]:
+        """Settle every window whose requests are all known, or which waited long enough; each once and for all.
+
+        What has been taken from the iterator is settled, whether it is taken to its end or not.
+        """
+        for state in list(self._devices.values()):
             while state.windows and self._ready(state.windows[0], now):
                 window = state.windows.popleft()
-                out.append(self._share(window, now))
+                settled = self._share(window, now)
                 state.settled = window.t1
+                yield settled
             if not state.windows and now - state.seen > GAP_S:
                 state.settled = max(state.settled, now - GAP_S)  # a lost counter holds nobody up
         self._forget()
-        return out
 
     def is_settled(self, progress: Progress) -> bool:
         """True once no joule of an ended attempt is still to come."""

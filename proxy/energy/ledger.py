@@ -5,13 +5,14 @@ last seconds, which the next start books as `gap`, but never leaves half a batch
 """
 
 import fcntl
-import json
 import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
+
+import orjson
 
 from proxy.energy.records import Batch, RequestRecord
 from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
@@ -154,6 +155,7 @@ class Ledger:
                 db.executemany(_REQUEST, map(_request_row, batch.requests))
                 db.executemany(_ATTEMPT, map(_attempt_row, batch.attempts))
                 db.executemany(_ENERGY, map(_energy_row, batch.energy))
+            db.executemany("UPDATE requests SET settled = 1 WHERE id = ?", [(id_,) for id_ in batch.settled])
             db.executemany(_WINDOW, map(_window_row, batch.windows))
             db.executemany(_TOTAL_WINDOW, map(_parts_row, batch.windows))
             db.executemany(_DEVICE, map(_device_row, batch.devices))
@@ -253,8 +255,8 @@ def _request_row(request: RequestRecord) -> tuple[str | float | None, ...]:
         request.run_uid,
         request.step,
         request.node,
-        json.dumps(request.parents),
-        json.dumps(request.identified_by),
+        orjson.dumps(request.parents).decode(),
+        orjson.dumps(request.identified_by).decode(),
         request.model,
         request.path,
         request.stream,

@@ -6,6 +6,7 @@ never reaches a request.
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from proxy.telemetry.metrics import Metrics
 log = logging.getLogger("joulegate.meter")
 
 COMMIT_S = 1.0
+SLICE_S = 0.002
 
 
 class Meter:
@@ -77,7 +79,8 @@ class Meter:
 
     def is_writing(self, tenant: str, run: str) -> bool:
         """Whether anything of a run is on its way to the ledger."""
-        return any(r.run == run and r.tenant == tenant for second in self._backlog for r in second.batch.runs)
+        settled = (receipt.run for second in self._backlog for receipt in second.settled)
+        return any(r.run == run and r.tenant == tenant for r in settled)
 
     async def next_commit(self) -> None:
         """Return when the ledger has committed what is settled now."""
@@ -131,7 +134,12 @@ class Meter:
         """Settle what can be settled by `until` (now), write it, and count it in the metrics once it is written."""
         async with self._committing:
             devices = self.devices
-            self._book.book(self._attribution.settle(until or clock.now()))
+            now, began = until or clock.now(), time.monotonic()
+            for settled in self._attribution.settle(now):
+                self._book.book(settled)
+                if time.monotonic() - began > SLICE_S:  # whoever streams has waited long enough
+                    await asyncio.sleep(0)
+                    began = time.monotonic()
             second = self._book.batch(clock.now(), devices, self._attribution.is_settled)
             second.batch.devices.extend(self._device_records(devices))
             if second:

@@ -69,6 +69,7 @@ class Attempt:
     waste: str | None = None  # why its joules bought nothing
     uj: int = 0
     wasted_uj: int = 0  # of `uj`, those that the waste metric has counted
+    noted: bool = False  # the ledger knows of it, so it can take its joules
 
     @property
     def dispatched(self) -> float | None:
@@ -129,6 +130,7 @@ class Second:
     deltas: list[EnergyDelta]
     wasted: list[tuple[str, str, int]]  # workflow label, reason, µJ counted earlier as mere energy
     ended: list[Receipt]
+    settled: list[Receipt]
     finals: list[Run]
 
     def __bool__(self) -> bool:
@@ -194,40 +196,39 @@ class Book:
 
     # Energy ---------------------------------------------------------------------------------------------------------
 
-    def book(self, windows: Iterable[Settled]) -> None:
-        """Put settled windows on the receipts and into the devices' seconds."""
-        for window in windows:
-            second = self._windows.setdefault((window.device, int(window.t1)), [0, 0, 0, 0])
-            second[1] += window.idle_uj
-            second[2] += window.foreign_uj
-            second[3] += window.gap_uj
-            for share in window.shares:
-                second[0] += share.uj
-                receipt = self._receipts[share.progress.request_id]
-                receipt.uj += share.uj
-                receipt.run.uj += share.uj
-                receipt.attempts[share.progress.attempt - 1].uj += share.uj
-                key = (receipt.id, share.progress.attempt, window.device, share.phase)
-                sums = self._energy.setdefault(key, [0, 0, 0])
-                sums[0] += share.uj
-                sums[1] += share.low_uj
-                sums[2] += share.high_uj
+    def book(self, window: Settled) -> None:
+        """Put a settled window on the receipts and into its device's second."""
+        second = self._windows.setdefault((window.device, int(window.t1)), [0, 0, 0, 0])
+        second[1] += window.idle_uj
+        second[2] += window.foreign_uj
+        second[3] += window.gap_uj
+        for share in window.shares:
+            second[0] += share.uj
+            receipt = self._receipts[share.progress.request_id]
+            receipt.uj += share.uj
+            receipt.run.uj += share.uj
+            receipt.attempts[share.progress.attempt - 1].uj += share.uj
+            key = (receipt.id, share.progress.attempt, window.device, share.phase)
+            sums = self._energy.setdefault(key, [0, 0, 0])
+            sums[0] += share.uj
+            sums[1] += share.low_uj
+            sums[2] += share.high_uj
 
     def batch(self, now: float, devices: dict[str, Device], is_settled: Callable[[Progress], bool]) -> Second:
         """Everything that changed since the last call, to be committed as one."""
-        for receipt in list(self._receipts.values()):
-            if receipt.ended is not None and all(is_settled(a.progress) for a in receipt.attempts if a.progress):
-                receipt.settled = True
-                receipt.run.unsettled -= 1
-                self._touch(receipt)
+        settled = [receipt for receipt in self._receipts.values() if _has_all(receipt, is_settled)]
+        for receipt in settled:
+            receipt.settled = True
+            receipt.run.unsettled -= 1
         finals = self._close_runs(now)
-        energy, deltas = self._take_energy(devices)
-        wasted = [w for receipt in self._dirty.values() for w in _newly_wasted(receipt)]
-        attempts = [_attempt_record(receipt, a) for receipt in self._dirty.values() for a in receipt.attempts]
+        energy, deltas, paid = self._take_energy(devices)
+        changed = list(self._dirty.values())
+        wasted = [w for receipt in {**self._dirty, **paid}.values() for w in _newly_wasted(receipt)]
         batch = Batch(
             runs=[run.record() for run in self._dirty_runs.values()],
-            requests=[receipt.record() for receipt in self._dirty.values()],
-            attempts=attempts,
+            requests=[receipt.record() for receipt in changed],
+            settled=[receipt.id for receipt in settled if receipt.id not in self._dirty],
+            attempts=[_attempt_record(receipt, a) for receipt in changed for a in receipt.attempts],
             energy=energy,
             windows=[
                 WindowRecord(device, second, devices[device].quality, *parts)
@@ -235,20 +236,22 @@ class Book:
             ],
         )
         ended, self._ended = self._ended, []
-        self._windows = {}
-        self._dirty_runs, dirty, self._dirty = {}, self._dirty, {}
-        for receipt in dirty.values():
-            if receipt.settled:
-                del self._receipts[receipt.id]
-        return Second(batch, deltas, wasted, ended, finals)
+        self._windows, self._dirty_runs, self._dirty = {}, {}, {}
+        for receipt in settled:
+            del self._receipts[receipt.id]
+        return Second(batch, deltas, wasted, ended, settled, finals)
 
     def _touch(self, receipt: Receipt) -> None:
         self._dirty[receipt.id] = receipt
         self._dirty_runs[receipt.run.uid] = receipt.run
 
-    def _take_energy(self, devices: dict[str, Device]) -> tuple[list[EnergyRecord], list[EnergyDelta]]:
+    def _take_energy(
+        self, devices: dict[str, Device]
+    ) -> tuple[list[EnergyRecord], list[EnergyDelta], dict[str, Receipt]]:
+        """The joules booked since the last call, for the ledger and for the metrics, and whose they are."""
         records: list[EnergyRecord] = []
         deltas: list[EnergyDelta] = []
+        paid: dict[str, Receipt] = {}
         for (request_id, n, device, phase), (uj, low, high) in self._energy.items():
             receipt, known = self._receipts[request_id], devices[device]
             # A share of a measured total is attributed; of an estimate it stays an estimate.
@@ -259,9 +262,11 @@ class Book:
             deltas.append(
                 EnergyDelta(run.tenant, run.label, receipt.step, attempt.engine, known.component, quality, uj)
             )
-            self._dirty[request_id] = receipt  # its attempt goes to the ledger before its joules, and waste is seen
+            paid[request_id] = receipt
+            if not attempt.noted:  # it goes to the ledger before its joules
+                self._dirty[request_id] = receipt
         self._energy = {}
-        return records, deltas
+        return records, deltas, paid
 
     def _close_runs(self, now: float) -> list[Run]:
         """Close the runs that are complete or quiet; returns those that became final."""
@@ -290,7 +295,15 @@ class Book:
         return (tenant, run) in self._runs
 
 
+def _has_all(receipt: Receipt, is_settled: Callable[[Progress], bool]) -> bool:
+    """Whether no joule of a request is still to come."""
+    if receipt.ended is None:
+        return False
+    return all(is_settled(attempt.progress) for attempt in receipt.attempts if attempt.progress)
+
+
 def _attempt_record(receipt: Receipt, a: Attempt) -> AttemptRecord:
+    a.noted = True
     outcome = None if a.ended is None else a.outcome  # while it runs, what it would be if it broke off now
     return AttemptRecord(receipt.id, a.n, a.engine, a.queued, a.dispatched, a.first, a.ended, a.code, outcome)
 

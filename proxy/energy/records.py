@@ -137,6 +137,8 @@ class Batch:
     energy: list[EnergyRecord] = field(default_factory=list)
     windows: list[WindowRecord] = field(default_factory=list)
     devices: list[DeviceRecord] = field(default_factory=list)
+    settled: list[str] = field(default_factory=list)  # requests written earlier that have their last joule now
 
     def __bool__(self) -> bool:
-        return any((self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices))
+        parts = (self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices, self.settled)
+        return any(parts)

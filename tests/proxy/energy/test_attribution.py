@@ -88,7 +88,7 @@ class World:
             for device in self.devices:
                 self.raw_uj[device] += round(power_w * step_s * 1e6)
             self.read()
-            self.settled += self.attribution.settle(self.now)
+            self.settled += list(self.attribution.settle(self.now))
 
     def start(self, engine: str = "e1", prompt: int = 100, streamed: bool = True) -> Progress:
         progress = Progress(f"r{len(self.attempts)}", 1, engine, self.now, prompt, streamed)
@@ -133,7 +133,7 @@ class World:
                 self.end(progress)
         self.run(12.0, power_w=0.0, step_s=0.5)
         self.now += 5.0  # an engine that fell silent holds its windows that long
-        self.settled += self.attribution.settle(self.now)
+        self.settled += list(self.attribution.settle(self.now))
         self.check()
         assert not any(self.attribution.open_uj().values())
         assert all(self.attribution.is_settled(progress) for progress in self.attempts)
@@ -187,7 +187,7 @@ def apply(world: World, counters: dict[str, list[float]], event: tuple[Any, ...]
         case ("mark",):
             world.attribution.mark(world.now)
         case ("settle",):
-            world.settled += world.attribution.settle(world.now)
+            world.settled += list(world.attribution.settle(world.now))
         case _:
             pass
 
@@ -405,10 +405,10 @@ def test_a_lost_counter_holds_nobody_up() -> None:
     world.run(1.0)
     world.end(progress, 100, 10)
     world.now += GAP_S / 2
-    world.settled += world.attribution.settle(world.now)
+    world.settled += list(world.attribution.settle(world.now))
     assert not world.attribution.is_settled(world.start())
     world.now += GAP_S
-    world.settled += world.attribution.settle(world.now)
+    world.settled += list(world.attribution.settle(world.now))
     assert world.attribution.is_settled(progress)
 
 
@@ -418,7 +418,7 @@ def test_a_counter_that_never_answered_holds_nobody_up() -> None:
         progress = world.start(name)
         assert not world.attribution.is_settled(progress)
         world.end(progress, 100, 10)
-        assert world.attribution.settle(world.now) == []
+        assert list(world.attribution.settle(world.now)) == []
         assert world.attribution.is_settled(progress)
         assert world.attribution.provisional_uj(progress, world.now) == 0
 
@@ -429,7 +429,7 @@ def test_what_was_spent_between_two_lives_of_the_gateway_is_a_gap(last_raw_uj: i
     attribution.add_engine("e1", (GPU,), PRICES)
     assert attribution.resume(GPU, 50.0, 1000, last_raw_uj) == gap_uj
     attribution.reading(GPU, 51.0, 1007)
-    settled = attribution.settle(51.0)
+    settled = list(attribution.settle(51.0))
     assert sum(window.gap_uj for window in settled) == gap_uj
     assert sum(window.idle_uj for window in settled) == 7
     assert attribution.counter_uj() == {GPU: gap_uj + 7}
