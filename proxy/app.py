@@ -202,8 +202,12 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.forward.takes(scope["path"]):
             await self.forward(scope, receive, send)
-        else:
+            return
+        try:
             await self.api(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.draining:  # else the server waits no longer, and would log a traceback
+                raise
 
     # Energy ---------------------------------------------------------------------------------------------------------
 

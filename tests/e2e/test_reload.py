@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from stage import Engine, Gateway, chat_body, until
+from stage import Engine, Gateway, chat_body, residual_uj, until
+
+GPU = "local/gpu:0"
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +20,12 @@ def engines() -> Iterator[list[Engine]]:
         engine.close()
 
 
-def config(*engines: tuple[str, Engine], **more: Any) -> dict[str, Any]:
+def config(*engines: tuple[str, Engine], devices: list[str] | None = None, **more: Any) -> dict[str, Any]:
+    counted = {} if devices is None else {"devices": devices}
     return {
         "engines": [
-            {"name": name, "kind": "vllm", "url": engine.url, "models": ["stub-7b"]} for name, engine in engines
+            {"name": name, "kind": "vllm", "url": engine.url, "models": ["stub-7b"], **counted}
+            for name, engine in engines
         ],
         **more,
     }
@@ -142,10 +146,11 @@ def unmoved(engines: list[Engine], tmp_path_factory: pytest.TempPathFactory) -> 
         yield gateway
 
 
-def test_nothing_is_dropped_while_it_is_reloaded_again_and_again(
-    make_gateway: Callable[..., Gateway], engines: list[Engine]
+def test_nothing_is_dropped_and_no_joule_lost_while_it_is_reloaded_again_and_again(
+    make_gateway: Callable[..., Gateway], engines: list[Engine], nvml: Any
 ) -> None:
-    gateway = make_gateway(config(("a", engines[0])))
+    nvml.set_power_w(0, 300)
+    gateway = make_gateway(config(("a", engines[0]), devices=[GPU]), env=nvml.env)
     over, codes = threading.Event(), list[int]()
 
     def ask() -> None:
@@ -157,8 +162,8 @@ def test_nothing_is_dropped_while_it_is_reloaded_again_and_again(
         thread.start()
     try:
         for number in range(6):
-            reload(gateway, config((f"r{number}", engines[number % 2])))
-        reload(gateway, config(("a", engines[0]), ("b", engines[1])))
+            reload(gateway, config((f"r{number}", engines[number % 2]), devices=[GPU]))
+        reload(gateway, config(("a", engines[0]), ("b", engines[1]), devices=[GPU]))
         until(lambda: len(codes) > 40)
     finally:
         over.set()
@@ -167,6 +172,8 @@ def test_nothing_is_dropped_while_it_is_reloaded_again_and_again(
     assert set(codes) == {200}
     until(lambda: gateway.log().count("has left") == 7)
     until(gateway.idle)
+    books = gateway.balance()[GPU]
+    assert residual_uj(books) == 0 and books["gap_j"] == 0 and books["workflow_j"] > 0
 
 
 def test_only_this_machine_may_ask_for_it(make_gateway: Callable[..., Gateway], engines: list[Engine]) -> None:

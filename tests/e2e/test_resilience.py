@@ -214,6 +214,36 @@ def test_clients_errors_take_nobody_out(make_gateway: Callable[..., Gateway], en
     assert [breaker for _, breaker in states(gateway)] == ["closed"]
 
 
+# Routing ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("affinity", "at_first", "at_second"), [("none", 2, 1), ("session", 3, 0), ("prefix", 3, 0)])
+def test_where_requests_that_belong_together_go(
+    make_gateway: Callable[..., Gateway],
+    retrying_engines: list[Engine],
+    affinity: str,
+    at_first: int,
+    at_second: int,
+) -> None:
+    """Three streams that last: of one run with prompts of all kinds, or of many runs that begin alike."""
+    retrying_engines[0].script()
+    gateway = all_up(make_gateway(before(*retrying_engines, routing={"affinity": affinity, "slack": 3})))
+    tag, begins_alike = f"routed-{affinity}", affinity == "prefix"
+
+    def request(number: int, **body: Any) -> dict[str, Any]:
+        run, text = ("run", f"{number} " * 200) if not begins_alike else (f"run-{number}", "word " * 200 + str(number))
+        return {"json": chat_body(content=text, **body), "headers": {"x-tag": tag, "x-workflow-id": run}}
+
+    with contextlib.ExitStack() as held:
+        for number in range(3):
+            body = request(number, stream=True, max_tokens=100_000)
+            held.enter_context(gateway.http.stream("POST", "/v1/chat/completions", **body))
+        assert [len(engine.log(x_tag=tag)) for engine in retrying_engines] == [at_first, at_second]
+        reply = gateway.http.post("/v1/chat/completions", **request(4, max_tokens=1))
+        assert gateway.request(reply)["engine"] == "e2", "it is the less busy one, by 1 or by the slack"
+    until(gateway.idle)
+
+
 # Clients that leave -------------------------------------------------------------------------------------------------
 
 
