@@ -71,7 +71,7 @@ def serve(
 ) -> None:
     """Run the gateway. Without a configuration it starts a small model of its own (SmolLM2-135M on the CPU)."""
     no_clash()
-    from joulegate.serve import bind, run, url_of
+    from joulegate.serve import bind, inherited, run, url_of
     from proxy.app import Gateway
     from proxy.config import load, parse
 
@@ -79,7 +79,7 @@ def serve(
     with one_line_errors():
         settings = load(config) if config else parse(EMBEDDED)
         listen = settings.listen if port is None else settings.listen.model_copy(update={"port": port})
-        sock = bind(listen, or_another=config is None and port is None)
+        sock = inherited() or bind(listen, or_another=config is None and port is None)
 
         def ready(gateway: Gateway) -> None:
             for line in gateway.said:
@@ -88,7 +88,7 @@ def serve(
             out.print(f"joulegate {version()} listens on {url_of(sock)}/v1 in front of {engines}", soft_wrap=True)
             out.print(f"joules: {url_of(sock)}/energy/workflows · metrics: {url_of(sock)}/metrics", soft_wrap=True)
 
-        run(settings, version(), sock, ready)
+        run(settings, version(), sock, ready, read=(lambda: load(config)) if config else None)
 
 
 EMBEDDED = {"engines": [{"name": "embedded", "kind": "embedded"}]}

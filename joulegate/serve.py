@@ -4,14 +4,18 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from math import ceil
 
 import uvicorn
 
 from proxy.app import Gateway
 from proxy.config import Config, ConfigError, Listen
+
+log = logging.getLogger("joulegate")
 
 
 def bind(listen: Listen, or_another: bool = False) -> socket.socket:
@@ -35,6 +39,21 @@ def bind(listen: Listen, or_another: bool = False) -> socket.socket:
     return sock
 
 
+def inherited() -> socket.socket | None:
+    """The socket that a supervisor listens on for us, as systemd hands it over (`LISTEN_FDS`); None without one.
+
+    It outlives this process: while one gateway drains and the next one starts, clients wait in its queue.
+    """
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS") != "1":
+        return None
+    sock = socket.socket(fileno=_FIRST_FD)
+    os.set_inheritable(_FIRST_FD, False)
+    return sock
+
+
+_FIRST_FD = 3
+
+
 def url_of(sock: socket.socket) -> str:
     host, port = sock.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -47,18 +66,43 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
-    def told_to_stop(self) -> None:
-        """Once: drain. Twice: wait for nobody."""
-        self.force_exit = self.should_exit
-        self.should_exit = True
+    def told_to_stop(self, gateway: Gateway) -> None:
+        """Once: say so, and then drain. Twice: wait for nobody."""
+        self.force_exit, self.should_exit = gateway.draining, gateway.draining
+        if gateway.draining:
+            return
+        gateway.drain()
+        limits = gateway.config.limits
+        self.config.timeout_graceful_shutdown = ceil(limits.drain_seconds)
+        if limits.announce_seconds:
+            asyncio.get_running_loop().call_later(limits.announce_seconds, setattr, self, "should_exit", True)
+        else:
+            self.should_exit = True
+
+    async def end_requests(self) -> None:
+        """End those that did not end by themselves, so that their receipts are in the books before these close."""
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=_LAST_WORDS_S)
 
 
-async def serve(config: Config, version: str, sock: socket.socket, ready: Callable[[Gateway], None]) -> None:
+_LAST_WORDS_S = 6.0
+
+
+async def serve(
+    config: Config,
+    version: str,
+    sock: socket.socket,
+    ready: Callable[[Gateway], None],
+    read: Callable[[], Config] | None = None,
+) -> None:
     """Serve on `sock` until SIGINT or SIGTERM, then drain and close the books. Raises ConfigError at the start alone.
 
-    `ready` is called once, when everything is open.
+    `ready` is called once, when everything is open. SIGHUP takes the configuration that `read` then gives.
     """
-    gateway = Gateway(config, version)
+    gateway = Gateway(config, version, read)
     server = Server(
         uvicorn.Config(
             gateway,
@@ -67,34 +111,59 @@ async def serve(config: Config, version: str, sock: socket.socket, ready: Callab
             access_log=False,
             log_config=None,
             server_header=False,
-            timeout_graceful_shutdown=30,
         )
     )
     starting = asyncio.create_task(gateway.start())
 
     def stop() -> None:
-        server.told_to_stop()
+        server.told_to_stop(gateway)
         starting.cancel()
 
+    loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop)
+        loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, log.warning, "not started yet: SIGHUP is ignored")
     try:
         await starting
     except asyncio.CancelledError:
-        if not server.should_exit:
+        if not gateway.draining:
             raise
         return
     try:
         ready(gateway)
+        reloads: set[asyncio.Task[None]] = set()
+
+        def hang_up() -> None:
+            task = asyncio.create_task(reload(gateway))
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         await server.serve(sockets=[sock])
+        await server.end_requests()
     finally:
         await gateway.stop()
 
 
-def run(config: Config, version: str, sock: socket.socket, ready: Callable[[Gateway], None]) -> None:
+async def reload(gateway: Gateway) -> None:
+    """Take the configuration anew and log what came of it."""
+    try:
+        log.info("configuration read again: %s", await gateway.reload())
+    except ConfigError as error:
+        for line in str(error).splitlines():
+            log.error("configuration not taken: %s", line)
+
+
+def run(
+    config: Config,
+    version: str,
+    sock: socket.socket,
+    ready: Callable[[Gateway], None],
+    read: Callable[[], Config] | None = None,
+) -> None:
     """`serve` on the fastest event loop there is."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    serving = serve(config, version, sock, ready)
+    serving = serve(config, version, sock, ready, read)
     try:
         import uvloop
     except ImportError:

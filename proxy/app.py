@@ -2,17 +2,18 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Annotated
 
-import aiohttp
 from fastapi import FastAPI, Header, Response
 from fastapi.responses import JSONResponse
 
 from policies.interface import Policy
 from policies.load import load_policy
-from proxy import clock, health
+from proxy import clock
+from proxy.affinity import affinity
+from proxy.api import admin
 from proxy.api import energy as energy_api
 from proxy.config import Config, ConfigError
 from proxy.control.actuator import PowerActuator
@@ -20,33 +21,41 @@ from proxy.control.knobs import PowerKnob, open_knobs
 from proxy.control.loop import Control
 from proxy.control.restore import restore_leftover
 from proxy.energy.attribution import Attribution
-from proxy.energy.ledger import Ledger
+from proxy.energy.ledger import Ledger, LedgerDraining
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter
-from proxy.energy.prior import prior
+from proxy.energy.prior import Coefficients, prior
 from proxy.energy.receipts import Book
 from proxy.energy.sources import Device, open_sources
 from proxy.engines.interface import Engine, load_engine
 from proxy.forward import Forward, Receive, Scope, Send
-from proxy.gate import Gate
 from proxy.keys import Keys
+from proxy.lanes import Lanes
 from proxy.live import LiveGateway
 from proxy.refusal import error_object
-from proxy.route import Lane, Router
+from proxy.reload import changes
+from proxy.route import Router
 from proxy.telemetry.bounds import LabelBounds
 from proxy.telemetry.metrics import Gauges, Metrics
 
 log = logging.getLogger("joulegate")
+
+_HAND_OVER_S = 3600.0  # how long a gateway waits for the one before it to close its books
 
 
 class Gateway:
     """A whole gateway, as an ASGI application: `start`, serve, `stop`. Raises ConfigError for what cannot be used.
 
     `said` holds, after `start`, one line for each thing a person should know: what is measured, with which quality.
+    `read` reads the configuration anew, for `reload`; without it nothing can be reloaded.
     """
 
-    def __init__(self, config: Config, version: str) -> None:
+    def __init__(self, config: Config, version: str, read: Callable[[], Config] | None = None) -> None:
         self.config = config
+        self.draining = False
+        self._read = read
+        self._ledger: Ledger | None = None
+        self._reloading = asyncio.Lock()
         self.policy = _policy(config)
         self.engines = [load_engine(engine) for engine in config.engines]
         self.keys = Keys(config.keys)
@@ -57,7 +66,8 @@ class Gateway:
         self.metrics = Metrics(version, bounds)
         self.attribution = Attribution(config.energy.settle)
         self.book = Book(bounds.workflow, bounds.step)
-        self.lanes: list[Lane] = []
+        self._lanes = Lanes(self.attribution, self._price)
+        self.lanes = self._lanes.active
         self._opened = AsyncExitStack()
         self._version = version
 
@@ -74,40 +84,130 @@ class Gateway:
 
     async def _open(self) -> None:
         config = self.config
-        ledger = await asyncio.to_thread(Ledger, config.ledger.path)
+        self._ledger = ledger = await self._open_ledger()
         here = any(engine.local for engine in self.engines)
         sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here)
         self.meter = Meter(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval)
         self._opened.push_async_callback(self.meter.close)
+        self._opened.push_async_callback(self._lanes.close)
+        await self._start_engines(self.engines)
         for engine in self.engines:
-            self._opened.push_async_callback(engine.stop)
-            await engine.start()
-        for engine in self.engines:
-            engine.devices = engine.devices or self._default_devices(engine)
-            session = await self._opened.enter_async_context(_session())
-            self.lanes.append(Lane(engine, session, Gate(config.limits.queue, config.limits.in_flight)))
-            self.attribution.add_engine(engine.name, engine.devices, prior(self._device_model(engine), ""))
-        self._say_unmetered()
-        router = Router(self.lanes, {engine.name: engine.models for engine in config.engines})
-        self.forward = Forward(config, router, self.keys, self.book, self.attribution, self.metrics)
+            self._lanes.put(engine, config)
+        self.said += self._unmetered(self.engines)
+        self.router = Router(
+            self.lanes,
+            {engine.name: engine.models for engine in config.engines},
+            affinity(config.routing.affinity, config.routing.entries),
+            config.routing.slack,
+        )
+        self.forward = Forward(config, self.router, self.keys, self.book, self.attribution, self.metrics)
         self.api = self._api(LedgerReader(config.ledger.path))
         await self.meter.read()
-        control = await self._control()
-        await control.step()
-        loops = [self.meter.read_forever(), self.meter.commit_forever(), control.run_forever()]
-        loops += [health.watch(lane, self.attribution, self._reprice) for lane in self.lanes]
+        self.control = await self._control()
+        await self.control.step()
+        loops = [self.meter.read_forever(), self.meter.commit_forever(), self.control.run_forever()]
         tasks = [asyncio.create_task(loop) for loop in loops]
         self._opened.push_async_callback(_end, tasks)
+        self._lanes.watch()
 
     async def stop(self) -> None:
         """Close the books and put everything back as it was found: the last opened first, the ledger last."""
         await self._opened.aclose()
 
+    def drain(self) -> None:
+        """Say that this gateway is on its way out: `/readyz` turns, and who waits for the ledger knows it may."""
+        self.draining = True
+        if self._ledger is not None:
+            self._ledger.draining()
+
+    async def _open_ledger(self) -> Ledger:
+        """The ledger; where a gateway that takes no more requests still writes it, once that has closed its books."""
+        path, ends, waiting = self.config.ledger.path, clock.now() + _HAND_OVER_S, False
+        while True:
+            try:
+                return await asyncio.to_thread(Ledger, path)
+            except LedgerDraining:
+                if clock.now() > ends:
+                    raise
+                if not waiting:
+                    log.info("%s: waiting for the gateway that drains to close its books", path)
+                waiting = True
+                await asyncio.sleep(0.2)
+
+    async def _start_engines(self, engines: Sequence[Engine]) -> None:
+        """Start all of them; where one cannot, those that were are stopped again."""
+        begun: list[Engine] = []
+        try:
+            for engine in engines:
+                begun.append(engine)
+                await engine.start()
+                engine.devices = engine.devices or self._default_devices(engine)
+        except BaseException:
+            for engine in begun:
+                await engine.stop()
+            raise
+
+    # Another configuration ------------------------------------------------------------------------------------------
+
+    async def reload(self) -> str:
+        """Read the configuration again and take it, without a request noticing; returns what changed.
+
+        Raises ConfigError, a line for each fault, and leaves everything as it was.
+        """
+        async with self._reloading:
+            if self._read is None:
+                raise ConfigError("this gateway was started without a configuration file")
+            new = await asyncio.to_thread(self._read)
+            change = changes(self.config, new)
+            keys = Keys(new.keys)
+            policy = self.policy if new.policy == self.config.policy else _policy(new)
+            engines = [load_engine(engine) for engine in new.engines]
+            touched = {engine.name for engine in (*change.added, *change.changed)}
+            fresh = [engine for engine in engines if engine.name in touched]
+            await self._start_engines(fresh)
+            # From here on nothing waits and nothing fails: every request sees the old configuration or the new one.
+            for lane in list(self.lanes):
+                if lane.name in touched or lane.name in change.removed:
+                    self._lanes.retire(lane)
+            for engine in fresh:
+                self._lanes.put(engine, new)
+            self._take(new, keys, policy)
+            headers = {engine.name: engine.headers for engine in engines}
+            for lane in self.lanes:
+                lane.engine.headers = headers[lane.name]  # the file of an engine's key may have changed
+            self._lanes.watch()
+            for line in self._unmetered(fresh):
+                log.warning("%s", line)
+            return str(change)
+
+    def _take(self, new: Config, keys: Keys, policy: Policy) -> None:
+        """Everything but the engines."""
+        if new.routing != self.config.routing:
+            self.router.affinity = affinity(new.routing.affinity, new.routing.entries)
+        self.config, self.policy = new, policy
+        self.engines = [lane.engine for lane in self.lanes]
+        self.keys = self.forward.keys = self.live.keys = keys
+        self.router.configured = {engine.name: engine.models for engine in new.engines}
+        self.router.slack = new.routing.slack
+        self.forward.configure(new)
+        self.control.configure(policy, new.limits.in_flight)
+        self._lanes.configure(new)
+        self.metrics.bounds.configure(
+            new.limits.workflows,
+            new.limits.steps,
+            {name: workflow.steps for name, workflow in new.workflows.items()},
+            [model for engine in new.engines for model in engine.models],
+        )
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self.forward.takes(scope["path"]):
             await self.forward(scope, receive, send)
-        else:
+            return
+        try:
             await self.api(scope, receive, send)
+        except asyncio.CancelledError:
+            if not self.draining:  # else the server waits no longer, and would log a traceback
+                raise
 
     # Energy ---------------------------------------------------------------------------------------------------------
 
@@ -118,14 +218,15 @@ class Gateway:
         local = [name for name, host in self.config.known_hosts().items() if host.local]
         return tuple(name for name in self.meter.devices if name.partition("/")[0] in local)
 
-    def _say_unmetered(self) -> None:
-        known = self.meter.devices
-        for engine in self.engines:
+    def _unmetered(self, engines: Sequence[Engine]) -> list[str]:
+        known, said = self.meter.devices, []
+        for engine in engines:
             for device in engine.devices:
                 if device not in known:
-                    self.said.append(f"engine {engine.name}: device {device} has no counter; known: {', '.join(known)}")
+                    said.append(f"engine {engine.name}: device {device} has no counter; known: {', '.join(known)}")
             if not engine.devices:
-                self.said.append(f"engine {engine.name}: its energy is not known; name its devices under a host")
+                said.append(f"engine {engine.name}: its energy is not known; name its devices under a host")
+        return said
 
     def _device_model(self, engine: Engine) -> str:
         """The name of the engine's accelerator, for its prior; the host's processor where it has none."""
@@ -133,9 +234,8 @@ class Gateway:
         devices.sort(key=lambda device: ("gpu", "soc", "cpu", "dram").index(device.component))
         return devices[0].model if devices else ""
 
-    def _reprice(self, lane: Lane) -> None:
-        model = next(iter(lane.models), "")
-        self.attribution.price(lane.name, prior(self._device_model(lane.engine), model))
+    def _price(self, engine: Engine, model: str) -> Coefficients:
+        return prior(self._device_model(engine), model)
 
     # Control --------------------------------------------------------------------------------------------------------
 
@@ -151,8 +251,9 @@ class Gateway:
 
     def _api(self, reader: LedgerReader) -> FastAPI:
         api = FastAPI(title="Joulegate", version=self._version, docs_url="/docs", redoc_url=None)
-        live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes)
-        api.include_router(energy_api.router(reader, live))
+        self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes)
+        api.include_router(energy_api.router(reader, self.live))
+        api.include_router(admin.router(self.reload))
 
         @api.get("/healthz", summary="The process answers")
         async def healthz() -> dict[str, str]:
@@ -165,8 +266,8 @@ class Gateway:
                 "ledger": self.meter.ledger_error or "ok",
                 "energy": {name: device.quality for name, device in self.meter.devices.items()},
             }
-            ready = any(lane.up for lane in self.lanes) and self.meter.ledger_error is None
-            return JSONResponse({"ready": ready, **state}, 200 if ready else 503)
+            ready = any(lane.up for lane in self.lanes) and self.meter.ledger_error is None and not self.draining
+            return JSONResponse({"ready": ready, "draining": self.draining, **state}, 200 if ready else 503)
 
         @api.get("/metrics", summary="For Prometheus")
         async def metrics(accept: Annotated[str, Header()] = "") -> Response:
@@ -190,6 +291,7 @@ class Gateway:
             queued={key: gate.queued(key[1]) for key, gate in gates.items()},
             limit={key: gate.limits[key[1]] for key, gate in gates.items() if key[1] in gate.limits},
             engine_up={lane.name: lane.up for lane in self.lanes},
+            breaker={lane.name: lane.breaker.state(now) for lane in self.lanes},
             ledger_backlog=self.meter.backlog,
         )
 
@@ -207,12 +309,3 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         with suppress(asyncio.CancelledError):
             await task
-
-
-def _session() -> aiohttp.ClientSession:
-    """Connections to one engine: as many as there are requests, kept for the next ones.
-
-    They are let go before engines do it: uvicorn and llama.cpp close a connection that was idle for 5 s.
-    """
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3, ttl_dns_cache=60)
-    return aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())

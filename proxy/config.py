@@ -7,7 +7,7 @@ as `<name>_file`, the path of a file that holds it.
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from platformdirs import user_state_path
@@ -144,10 +144,30 @@ class Limits(Strict):
     connect_seconds: Seconds = 5.0
     first_byte_seconds: Seconds = 600.0
     idle_seconds: Seconds = 300.0
+    total_seconds: Seconds = 3600.0
+    drain_seconds: Seconds = 30.0
+    announce_seconds: Annotated[float, Field(ge=0)] = 0.0
     in_flight: Annotated[int, Field(ge=1)] | None = None
     workflows: Annotated[int, Field(ge=1)] = 50
     steps: Annotated[int, Field(ge=1)] = 20
     paths: tuple[str, ...] = ()  # further paths to forward, beside the OpenAI ones
+
+
+class Routing(Strict):
+    """Which of several engines of one model a request goes to."""
+
+    affinity: Literal["none", "session", "prefix"] = "none"
+    slack: Annotated[int, Field(ge=1)] = 8
+    entries: Annotated[int, Field(ge=1)] = 100_000
+
+
+class BreakerConfig(Strict):
+    """When an engine that keeps failing is taken out, and for how many seconds at first and at most."""
+
+    failures: Annotated[int, Field(ge=1)] = 5
+    open_seconds: Seconds = 5.0
+    longest_seconds: Seconds = 60.0
+    probes: Annotated[int, Field(ge=1)] = 1
 
 
 class Config(BaseSettings):
@@ -165,6 +185,8 @@ class Config(BaseSettings):
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     energy: EnergyConfig = EnergyConfig()
     limits: Limits = Limits()
+    routing: Routing = Routing()
+    breaker: BreakerConfig = BreakerConfig()
 
     @classmethod
     def settings_customise_sources(

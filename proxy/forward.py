@@ -8,6 +8,7 @@ import asyncio
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
@@ -16,6 +17,7 @@ from yarl import URL
 
 from proxy import clock
 from proxy.config import Config
+from proxy.deadline import Deadline, Overdue
 from proxy.energy.attribution import Attribution
 from proxy.energy.receipts import Attempt, Book, Receipt
 from proxy.energy.records import Outcome
@@ -25,7 +27,7 @@ from proxy.gate import QueueFull, Ticket
 from proxy.identify import BadIdentity, identify
 from proxy.keys import Caller, Keys
 from proxy.refusal import Refusal, error_object
-from proxy.route import Lane, Router, UnknownModel
+from proxy.route import AllOut, Lane, Router, UnknownModel
 from proxy.telemetry.metrics import Itl, Metrics
 
 log = logging.getLogger("joulegate.forward")
@@ -47,6 +49,7 @@ _HOP_BY_HOP = {
 _NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
 _NOT_DOWNSTREAM = _HOP_BY_HOP | {b"content-length", b"date", b"server"}
 _RETRY_STATUS = {429, 500, 502, 503, 504}
+_TELL_S = 5.0
 _GONE = 499  # the client went away before there was a status
 _MAX_TOKENS_KEYS = {RESPONSES: ("max_output_tokens",), CHAT: ("max_completion_tokens", "max_tokens")}
 
@@ -65,15 +68,17 @@ class Forward:
     def __init__(
         self, config: Config, router: Router, keys: Keys, book: Book, attribution: Attribution, metrics: Metrics
     ) -> None:
-        self.config, self.router, self.keys = config, router, keys
+        self.router, self.keys = router, keys
         self.book, self.attribution, self.metrics = book, attribution, metrics
         self.max_tokens: Mapping[str, int] = {}
+        self.configure(config)
+
+    def configure(self, config: Config) -> None:
+        """Take another configuration: for requests that come from now on."""
+        self.config = config
         self.paths = METERED | PLAIN | set(config.limits.paths)
-        self.timeout = aiohttp.ClientTimeout(
-            total=None,
-            sock_connect=config.limits.connect_seconds,
-            sock_read=max(config.limits.first_byte_seconds, config.limits.idle_seconds),
-        )
+        # Reading has a `Deadline` of ours: aiohttp's would set a timer anew for every chunk.
+        self.timeout = aiohttp.ClientTimeout(total=None, sock_connect=config.limits.connect_seconds)
 
     def takes(self, path: str) -> bool:
         """Whether a path is the data plane's, if only to refuse it."""
@@ -102,6 +107,9 @@ class _Exchange:
         self.extra: list[tuple[bytes, bytes]] = [(b"x-joulegate-request-id", self.id.encode())]
         self.hide_usage = False
         self.report = False
+        self.loop = asyncio.get_running_loop()
+        self.ends = self.loop.time() + self.limits.total_seconds
+        self.well: bool | None = None  # what the attempt under way has shown of its engine
 
     async def run(self) -> None:
         watcher: asyncio.Task[None] | None = None
@@ -123,8 +131,9 @@ class _Exchange:
             await self._break(broken)
         except asyncio.CancelledError:
             code, outcome = _GONE, Outcome.CANCELLED
-            if not self.gone:
-                raise
+            if not self.gone:  # the gateway ends and waits no longer; this task ends here, so nobody need know of it
+                code, outcome = 503, Outcome.FAILED
+                await self._break(Broken("the gateway is shutting down", "shutting_down", 503))
         except Exception:
             # The edge of the data plane: a fault of ours ends one request, not the gateway. No content is logged.
             log.exception("request %s failed inside the gateway", self.id)
@@ -185,8 +194,15 @@ class _Exchange:
                 identity, caller.tenant, self.id, self.path, known.quiet if known else 60.0, clock.now()
             )
             self.receipt.stream = body.get("stream") is True
+        router = self.forward.router
+        trait = router.affinity.trait(caller.tenant, identity.run, body)
         try:
-            lanes = self.forward.router.candidates(model)
+            lanes = router.candidates(model, clock.now(), trait)
+        except AllOut as error:
+            engines = ", ".join(error.engines)
+            raise Refusal(
+                503, f"out of service after failures: {engines}", "no_engine", retry_after_s=error.retry_after_s
+            ) from None
         except UnknownModel as error:
             served = ", ".join(error.known) or "none yet: no engine is up"
             raise Refusal(
@@ -201,10 +217,11 @@ class _Exchange:
         raw = self._amend(raw, body)
         failure: Broken | None = None
         for lane in lanes:
+            router.affinity.went(trait, lane.name)
             try:
                 return await self._try(lane, raw, last=lane is lanes[-1])
             except Broken as broken:
-                if self.began:
+                if self.began or self.loop.time() >= self.ends:
                     raise
                 failure = broken
         if not any(lane.up for lane in lanes):
@@ -243,14 +260,15 @@ class _Exchange:
         ticket = Ticket(receipt.run.label)
         attempt.outcome = Outcome.CANCELLED
         try:
+            wait_s = min(self.limits.queue_seconds, self.ends - self.loop.time())
             try:
-                await lane.admit(ticket, self.limits.queue_seconds)
+                await lane.admit(ticket, wait_s)
             except QueueFull:
                 attempt.outcome = Outcome.REFUSED
                 raise Refusal(429, f"the queue of engine {lane.name} is full", "queue_full", retry_after_s=1) from None
             except TimeoutError:
                 attempt.outcome = Outcome.REFUSED
-                raise Refusal(504, f"waited {self.limits.queue_seconds:g} s in the queue", "queue_timeout") from None
+                raise Refusal(504, f"waited {wait_s:.3g} s in the queue", "queue_timeout") from None
             dispatched = clock.now()
             forward.metrics.queue_wait(receipt.run.label, lane.name, dispatched - attempt.queued)
             # Four bytes a token is the usual rule of thumb; it stands in only until the engine has counted.
@@ -271,26 +289,41 @@ class _Exchange:
 
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         """Send the request to one engine and its reply to the client. Raises Broken."""
+        permit = None if lane.session.closed else lane.breaker.enter(clock.now())
+        if permit is None:  # since it was chosen: the request stood in a queue, or tried other engines
+            raise Broken(f"engine {lane.name} is out of service", "no_engine", 503)
         response: aiohttp.ClientResponse | None = None
-        done = False
+        done, self.well = False, None
         try:
-            async with asyncio.timeout(self.limits.first_byte_seconds):
+            with Deadline(self.loop, self.limits.first_byte_seconds, self.ends) as deadline:
                 response = await self._post(lane, raw)
                 streamed = response.content_type == "text/event-stream"
                 first = await (response.content.readany() if streamed else response.read())
-            if response.status in _RETRY_STATUS and not last:
-                raise Broken(f"engine {lane.name} answered {response.status}", "engine_failed")
-            if streamed:
-                result = await self._stream(response, first, progress, lane, last)
-            else:
-                result = await self._whole(response, first, progress)
+                self.well = _speaks_well(response.status)
+                if response.status in _RETRY_STATUS and not last:
+                    raise Broken(f"engine {lane.name} answered {response.status}", "engine_failed")
+                if streamed:
+                    result = await self._stream(response, first, progress, lane, last, deadline, permit)
+                else:
+                    deadline.stop()
+                    result = await self._whole(response, first, progress)
             done = True
             return result
+        except Broken:
+            raise
+        except Overdue as error:
+            # Where the request's own time is up, the queue may have used most of it: no fault of the engine's.
+            self.well = None if self.loop.time() >= self.ends else False
+            raise Broken(f"engine {lane.name}: {error.what}", "engine_timeout", 504) from None
         except TimeoutError:
-            raise Broken(f"engine {lane.name} did not answer in time", "engine_timeout", 504) from None
+            self.well = False
+            limit_s = self.limits.connect_seconds
+            raise Broken(f"engine {lane.name} took no connection in {limit_s:g} s", "connect_timeout", 504) from None
         except (aiohttp.ClientError, OSError) as error:
+            self.well = False
             raise Broken(f"engine {lane.name} failed: {_reason(error)}", "engine_failed") from None
         finally:
+            lane.judge(permit, self.well if done or self.well is False else None, clock.now())
             # A connection that was not read to its end is closed, which is how the engine learns to stop.
             if response is not None:
                 response.release() if done else response.close()
@@ -299,7 +332,9 @@ class _Exchange:
         url, headers, timeout = _target(lane, self.scope), self._upstream_headers(lane), self.forward.timeout
         try:
             return await lane.session.post(url, data=raw, headers=headers, timeout=timeout)
-        except aiohttp.ServerDisconnectedError:
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             # The engine closed an idle connection just as we took it. Nothing of an answer was seen: once more.
             return await lane.session.post(url, data=raw, headers=headers, timeout=timeout)
 
@@ -318,7 +353,14 @@ class _Exchange:
         return response.status, Outcome.OK if response.status < 400 else Outcome.ERROR
 
     async def _stream(
-        self, response: aiohttp.ClientResponse, chunk: bytes, progress: Progress | None, lane: Lane, last: bool
+        self,
+        response: aiohttp.ClientResponse,
+        chunk: bytes,
+        progress: Progress | None,
+        lane: Lane,
+        last: bool,
+        deadline: Deadline,
+        permit: int,
     ) -> tuple[int, Outcome]:
         """A stream: frames as they come. Raises Broken, before the first byte, for a refusal inside the stream."""
         frames = Frames(self.hide_usage, self._comment if self.report else None)
@@ -330,8 +372,13 @@ class _Exchange:
             if not chunk:
                 raise Broken(f"engine {lane.name} ended its stream before it began", "engine_failed")
             out += frames.feed(chunk)
-        if frames.error is not None and not last:
-            raise Broken(f"engine {lane.name} refused inside its stream", "engine_refused")
+        if frames.error is not None:
+            self.well = _speaks_well(_code_in(frames.error))
+            if not last:
+                raise Broken(f"engine {lane.name} refused inside its stream", "engine_refused")
+        elif self.well:
+            lane.breaker.answered(permit)
+        deadline.first_byte(self.limits.idle_seconds)
         await self._start(response.status, response.raw_headers, None)
         before = seen = 0
         last_at = 0.0
@@ -348,7 +395,9 @@ class _Exchange:
                     before, last_at = seen, now
                 if out:
                     await self.send({"type": "http.response.body", "body": out, "more_body": True})
+                deadline.wait()
                 chunk = await response.content.readany()
+                deadline.heard()
                 out = frames.feed(chunk) if chunk else b""
             out = frames.finish()
         finally:
@@ -394,10 +443,12 @@ class _Exchange:
     async def _break(self, broken: Broken) -> None:
         """Tell the client of a failure: as a reply, or as the last frame of a stream that has begun."""
         error = error_object(broken.status, broken.what, broken.code)
-        if self.began and not self.gone:
-            await self.send({"type": "http.response.body", "body": b"data: " + error + b"\n\n"})
-        else:
-            await self._reply(broken.status, [], error)
+        with suppress(TimeoutError):  # a client that reads nothing is not told; the books are closed all the same
+            async with asyncio.timeout(_TELL_S):
+                if self.began and not self.gone:
+                    await self.send({"type": "http.response.body", "body": b"data: " + error + b"\n\n"})
+                else:
+                    await self._reply(broken.status, [], error)
 
     async def _models(self) -> None:
         listing = self.forward.router.listing()
@@ -488,3 +539,16 @@ def _target(lane: Lane, scope: Scope) -> URL:
 
 def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
+
+
+def _speaks_well(status: int | None) -> bool | None:
+    """What a status says of the engine's health: 429 and the unknown say nothing."""
+    return None if status is None or status == 429 else status < 500
+
+
+def _code_in(error: bytes) -> int | None:
+    """The status in an error object that came as a frame."""
+    reply = _try_parse(error)
+    found = reply.get("error") if isinstance(reply, dict) else None
+    code = found.get("code") if isinstance(found, dict) else None
+    return code if isinstance(code, int) else None

@@ -26,6 +26,8 @@ async def watch(lane: Lane, attribution: Attribution, reprice: Callable[[Lane], 
     asked_models = 0.0
     while True:
         was_up, lane.up = lane.up, await _is_up(lane)
+        if lane.up and not was_up:
+            lane.breaker.try_now(clock.now())
         if lane.up != was_up:
             log.log(
                 logging.INFO if lane.up else logging.WARNING, "engine %s is %s", lane.name, "up" if lane.up else "down"

@@ -20,7 +20,7 @@ class LiveGateway:
 
     def __init__(self, meter: Meter, attribution: Attribution, book: Book, keys: Keys, lanes: list[Lane]) -> None:
         self._meter, self._attribution, self._book = meter, attribution, book
-        self._keys, self._lanes = keys, lanes
+        self.keys, self._lanes = keys, lanes
 
     def books(self) -> dict[str, DeviceBooks]:
         counters, open_uj = self._meter.counter_uj(), self._meter.open_uj()
@@ -59,9 +59,9 @@ class LiveGateway:
         await self._meter.next_commit()
 
     def tenant_of(self, request: Request) -> str | None:
-        if not self._keys:
+        if not self.keys:
             return None
-        return self._keys.caller(dict(request.headers.raw)).tenant
+        return self.keys.caller(dict(request.headers.raw)).tenant
 
     def engines(self) -> list[dict[str, Any]]:
         return [
@@ -70,6 +70,7 @@ class LiveGateway:
                 "kind": lane.engine.kind,
                 "url": lane.engine.url,
                 "up": lane.up,
+                "breaker": lane.breaker.state(clock.now()).value,
                 "in_flight": lane.gate.total,
                 "queued": lane.gate.waiting,
                 "limit": lane.gate.limit,

@@ -1,14 +1,27 @@
 """Which engines may serve a request, and in which order."""
 
 import asyncio
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from proxy.affinity import Affinity, NoAffinity, Trait
+from proxy.breaker import Breaker, State
 from proxy.engines.interface import Engine, EngineSample
 from proxy.gate import Gate, Ticket
+
+log = logging.getLogger("joulegate.route")
+
+
+class AllOut(Exception):
+    """Every engine that could serve the request is taken out by its breaker; one may be asked in `retry_after_s`."""
+
+    def __init__(self, engines: Sequence[str], retry_after_s: int) -> None:
+        super().__init__(", ".join(engines))
+        self.engines, self.retry_after_s = engines, retry_after_s
 
 
 class UnknownModel(LookupError):
@@ -30,10 +43,29 @@ class Lane:
     up: bool = False
     sample: EngineSample | None = None
     waiting: dict[Ticket, asyncio.Future[None]] = field(default_factory=dict)
+    breaker: Breaker = field(default_factory=Breaker)
 
     @property
     def name(self) -> str:
         return self.engine.name
+
+    @property
+    def load(self) -> int:
+        """Requests that are here, queued or in flight."""
+        return self.gate.total + self.gate.waiting
+
+    def judge(self, permit: int, well: bool | None, now: float) -> None:
+        """A request leaves the breaker (see there); what that changes is logged."""
+        before = self.breaker.era
+        self.breaker.leave(permit, well, now)
+        if self.breaker.era != before:
+            self.say(now)
+
+    def say(self, now: float) -> None:
+        if self.breaker.state(now) is State.CLOSED:
+            log.info("engine %s is back in service", self.name)
+        else:
+            log.warning("engine %s fails: taken out for %g s", self.name, self.breaker.wait_s)
 
     async def admit(self, ticket: Ticket, timeout_s: float) -> None:
         """Wait for the gate. Raises QueueFull or TimeoutError; whoever was let in, or gave up, must `leave`."""
@@ -57,30 +89,53 @@ class Lane:
 
 
 class Router:
-    """Orders the lanes for a model: those that are up first, then the fewest in flight."""
+    """Orders the lanes for a request: up before down, then by affinity, then the fewest there.
 
-    def __init__(self, lanes: Sequence[Lane], configured: dict[str, tuple[str, ...]]) -> None:
-        self.lanes = list(lanes)
-        self._configured = configured  # engine -> the models that the operator named
+    `lanes` is shared with whoever adds and removes engines. An engine that knows a request is passed over while it has
+    `slack` more requests than the least busy one.
+    """
 
-    def candidates(self, model: str | None) -> list[Lane]:
-        """The lanes that may serve `model` (None: any), best first. Raises UnknownModel.
+    def __init__(
+        self,
+        lanes: Sequence[Lane],
+        configured: Mapping[str, tuple[str, ...]],
+        affinity: Affinity | None = None,
+        slack: int = 8,
+    ) -> None:
+        self.lanes = lanes
+        self.configured = configured  # engine -> the models that the operator named
+        self.affinity = NoAffinity() if affinity is None else affinity
+        self.slack = slack
+
+    def candidates(self, model: str | None, now: float = 0.0, trait: Trait = ()) -> list[Lane]:
+        """The lanes that may serve `model` (None: any), best first. Raises UnknownModel or AllOut.
 
         An engine that has told nobody its models yet, and was given none, may serve any.
         """
         fit = self.lanes if model is None else [lane for lane in self.lanes if self._serves(lane, model)]
         if not fit:
             raise UnknownModel(model or "", self.models())
-        return sorted(fit, key=lambda lane: (not lane.up, lane.gate.total + lane.gate.waiting))
+        let_in = [lane for lane in fit if lane.breaker.allows(now)]
+        if not let_in:
+            raise AllOut([lane.name for lane in fit], min(lane.breaker.retry_after_s(now) for lane in fit))
+        known = self.affinity.known(trait) if trait else {}
+        if not known or len(let_in) == 1:
+            return sorted(let_in, key=lambda lane: (not lane.up, lane.load))
+        most = self.slack + min(lane.load for lane in [lane for lane in let_in if lane.up] or let_in)
+
+        def order(lane: Lane) -> tuple[bool, int, int]:
+            return not lane.up, -known.get(lane.name, 0) if lane.load < most else 0, lane.load
+
+        return sorted(let_in, key=order)
 
     def models(self) -> list[str]:
-        return sorted({name for lane in self.lanes for name in self._configured[lane.name] or lane.models})
+        return sorted({name for lane in self.lanes for name in self.configured.get(lane.name, ()) or lane.models})
 
     def listing(self) -> list[dict[str, Any]]:
         """The models of all engines, merged, as OpenAI lists them."""
         merged: dict[str, dict[str, Any]] = {}
         for lane in self.lanes:
-            named = self._configured[lane.name]
+            named = self.configured.get(lane.name, ())
             for name, entry in lane.models.items():
                 if not named or name in named:
                     merged.setdefault(name, entry)
@@ -89,5 +144,5 @@ class Router:
         return [merged[name] for name in sorted(merged)]
 
     def _serves(self, lane: Lane, model: str) -> bool:
-        known = self._configured[lane.name] or lane.models
+        known = self.configured.get(lane.name, ()) or lane.models
         return not known or model in known

@@ -140,6 +140,7 @@ class Engine(Energy):
     kind: str | None = None
     url: str | None = None
     up: bool | None = None
+    breaker: Literal["closed", "open", "half_open"] | None = None
     in_flight: int | None = None
     queued: int | None = None
     limit: int | None = None

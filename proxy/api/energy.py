@@ -67,7 +67,7 @@ class Live(Protocol):
         ...
 
     def engines(self) -> list[dict[str, Any]]:
-        """The engines now: name, kind, url, up, in_flight, queued, limit, devices, sample."""
+        """The engines now: name, kind, url, up, breaker, in_flight, queued, limit, devices, sample."""
         ...
 
 

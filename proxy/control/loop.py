@@ -41,6 +41,14 @@ class Control:
         self._late: asyncio.Task[Any] | None = None
         self.decision = Decision(reason="nothing decided yet")
 
+    def configure(self, policy: Policy, limit: int | None) -> None:
+        """Ask another policy from the next second on, and hold all gates to another limit."""
+        self._limit = limit
+        if policy is not self._policy:
+            if self._late is not None:
+                self._late.add_done_callback(asyncio.Task.exception)
+            self._policy, self._state, self._late = policy, None, None
+
     async def run_forever(self) -> None:
         while True:
             await self.step()
@@ -54,8 +62,12 @@ class Control:
             self._late.exception()  # looked at, so that asyncio does not complain; it is too late to matter
             self._late = None
         signals = observe(clock.now(), self._lanes, self._meter.power_w, self._enforced_w)
-        deciding = asyncio.create_task(asyncio.to_thread(self._policy.decide, signals, self._state))
+        policy = self._policy
+        deciding = asyncio.create_task(asyncio.to_thread(policy.decide, signals, self._state))
         done, _ = await asyncio.wait([deciding], timeout=DECIDE_S)
+        if policy is not self._policy:  # replaced meanwhile, and nobody asks for its answer
+            deciding.add_done_callback(asyncio.Task.exception)
+            return
         if not done:
             self._late = deciding
             log.warning("the policy took longer than %g s; its decision is discarded", DECIDE_S)

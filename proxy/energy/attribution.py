@@ -123,7 +123,19 @@ class Attribution:
     # What goes in ---------------------------------------------------------------------------------------------------
 
     def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
-        self._engines[name] = _EngineState(tuple(devices), prices)
+        """Know an engine. Under a name that is known, another one takes its place on the same devices: it has counters
+        of its own, and the attempts that the former still serves go on."""
+        state = _EngineState(tuple(devices), prices)
+        if (former := self._engines.get(name)) is not None:
+            state.attempts, state.foreign, state.blurred = former.attempts, former.foreign, former.blurred
+        self._engines[name] = state
+
+    def remove_engine(self, name: str) -> bool:
+        """Forget an engine. False, and not done, while an open window may still need it."""
+        if self._engines[name].attempts or self._engines[name].foreign:
+            return False
+        del self._engines[name]
+        return True
 
     def price(self, engine: str, prices: Coefficients) -> None:
         """Use other prices from now on: the engine has told which model it serves."""
@@ -197,7 +209,10 @@ class Attribution:
         """True once no joule of an ended attempt is still to come."""
         if progress.ended is None:
             return False
-        states = [self._devices[d] for d in self._engines[progress.engine].devices if d in self._devices]
+        engine = self._engines.get(progress.engine)
+        if engine is None:  # removed, which it only is once it has settled
+            return True
+        states = [self._devices[d] for d in engine.devices if d in self._devices]
         return all(state.settled >= progress.ended for state in states)
 
     def counter_uj(self) -> dict[str, int]:
@@ -222,8 +237,10 @@ class Attribution:
 
     def provisional_uj(self, progress: Progress, now: float) -> int:
         """Microjoules predicted for an attempt in windows that are still open, by what is known now."""
-        engine = self._engines[progress.engine]
+        engine = self._engines.get(progress.engine)
         total = 0
+        if engine is None:
+            return total
         for name in engine.devices:
             state = self._devices.get(name)
             if state is None:

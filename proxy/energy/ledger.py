@@ -22,6 +22,10 @@ class LedgerError(Exception):
     """The ledger cannot be used; the message is one line that names the file and what would help."""
 
 
+class LedgerDraining(LedgerError):
+    """Its writer takes no more requests, and will let go of it when its last one has ended."""
+
+
 _RUN = """
     INSERT INTO runs (uid, tenant, run, segment, workflow, opened, ended, state)
     VALUES (?1, ?2, ?3, (SELECT coalesce(max(segment), 0) + 1 FROM runs WHERE run = ?3 AND tenant = ?2), ?4, ?5, ?6, ?7)
@@ -160,6 +164,10 @@ class Ledger:
             db.executemany(_TOTAL_WINDOW, map(_parts_row, batch.windows))
             db.executemany(_DEVICE, map(_device_row, batch.devices))
 
+    def draining(self) -> None:
+        """Say to whoever wants to write next that it only has to wait."""
+        os.pwrite(self._lock, _DRAINING, 0)
+
     def close(self) -> None:
         """Close the file and let another writer have it."""
         self._db.close()
@@ -233,6 +241,9 @@ def explained(path: Path) -> Iterator[None]:
         raise LedgerError(f"{path}: the ledger cannot be used: {error}") from error
 
 
+_DRAINING = b"draining"
+
+
 def _lock(path: Path) -> int:
     """Hold the lock file beside the ledger: two gateways on one ledger would end each other's runs."""
     beside = path.with_name(f"{path.name}.lock")
@@ -244,8 +255,12 @@ def _lock(path: Path) -> int:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        draining = os.pread(lock, len(_DRAINING), 0) == _DRAINING
         os.close(lock)
+        if draining:
+            raise LedgerDraining(f"{path}: a gateway that drains still writes this ledger; wait for its end") from error
         raise LedgerError(f"{path}: another gateway writes this ledger; stop it or set ledger.path") from error
+    os.ftruncate(lock, 0)
     return lock
 
 

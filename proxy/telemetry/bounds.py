@@ -17,6 +17,10 @@ class LabelBound:
         self.overflow = 0
         self._held = set(known) - {OTHER}
 
+    def know(self, values: Iterable[str]) -> None:
+        """Let these stand for themselves from now on."""
+        self._held |= set(values) - {OTHER}
+
     def admit(self, value: str) -> str:
         """The value itself, or `other`."""
         if value in self._held or value == OTHER:
@@ -46,6 +50,18 @@ class LabelBounds:
         self._workflow = LabelBound(workflows, known or ())
         self._model = LabelBound(models, known_models)
         self._steps = {workflow: LabelBound(steps, names) for workflow, names in (known or {}).items()}
+
+    def configure(
+        self, workflows: int, steps: int, known: Mapping[str, Iterable[str]], known_models: Iterable[str]
+    ) -> None:
+        """Take other bounds and further known values; what stands for itself by now goes on doing so."""
+        self._workflow.limit, self._step_limit = workflows, steps
+        self._workflow.know(known)
+        self._model.know(known_models)
+        for workflow, names in known.items():
+            self._steps.setdefault(workflow, LabelBound(steps)).know(names)
+        for bound in self._steps.values():
+            bound.limit = steps
 
     def workflow(self, name: str) -> str:
         return self._workflow.admit(name)

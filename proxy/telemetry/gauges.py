@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client.core import GaugeMetricFamily
 
+from proxy.breaker import State
 from proxy.energy.records import Quality
 
 
@@ -18,6 +19,7 @@ class Gauges:
     queued: Mapping[tuple[str, str], int] = field(default_factory=dict)
     limit: Mapping[tuple[str, str], int] = field(default_factory=dict)  # a gate without a limit is left out
     engine_up: Mapping[str, bool] = field(default_factory=dict)
+    breaker: Mapping[str, str] = field(default_factory=dict)  # engine -> its state
     ledger_backlog: int = 0  # batches not yet committed
 
     def families(self) -> Iterator[GaugeMetricFamily]:
@@ -46,6 +48,13 @@ class Gauges:
         for engine, is_up in self.engine_up.items():
             up.add_metric((engine,), int(is_up))
         yield up
+        breaker = GaugeMetricFamily(
+            "joulegate_engine_breaker", "1 for the state that the engine's breaker is in.", labels=("engine", "state")
+        )
+        for engine, state in self.breaker.items():
+            for name in State:
+                breaker.add_metric((engine, name.value), int(state == name))
+        yield breaker
         yield GaugeMetricFamily(
             "joulegate_ledger_backlog", "Batches that the ledger has not yet committed.", value=self.ledger_backlog
         )

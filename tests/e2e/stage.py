@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 T = TypeVar("T")
 HERE = Path(__file__).parent
+HAND_OVER = """import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 COMPONENTS = ("workflow_j", "open_j", "idle_j", "foreign_j", "gap_j")
 
 
@@ -34,9 +40,9 @@ def until(probe: Callable[[], T | None], within_s: float = 30.0, every_s: float 
 class Engine:
     """A stub engine in its own process; `url` has no `/v1`."""
 
-    def __init__(self, model: str, step_ms: float) -> None:
+    def __init__(self, model: str, step_ms: float, port: int = 0) -> None:
         self.model = model
-        command = [sys.executable, str(HERE / "stub_engine.py"), model, str(step_ms)]
+        command = [sys.executable, str(HERE / "stub_engine.py"), model, str(step_ms), str(port)]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
         self.url = f"http://127.0.0.1:{self._process.stdout.readline().strip()}"
@@ -52,6 +58,10 @@ class Engine:
         log = self._http.get("/stub").json()
         return [served for served in log if wanted.items() <= served["headers"].items()]
 
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
     def kill(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -64,11 +74,19 @@ class Engine:
 class Gateway:
     """A gateway in its own process, with its ledger and its state in `folder`."""
 
-    def __init__(self, config: Mapping[str, Any], folder: Path, env: Mapping[str, str] | None = None) -> None:
-        self.folder = folder
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        folder: Path,
+        env: Mapping[str, str] | None = None,
+        listener: socket.socket | None = None,
+    ) -> None:
+        """`listener` is handed over as systemd hands a socket over."""
+        self.folder, self._listener = folder, listener
         self.file = folder / "joulegate.yaml"
-        settings = {"listen": {"host": "127.0.0.1", "port": 0}, "ledger": {"path": str(folder / "ledger.sqlite")}}
-        self.file.write_text(yaml.safe_dump(settings | dict(config)))
+        own = {"listen": {"host": "127.0.0.1", "port": 0}, "ledger": {"path": str(folder / "ledger.sqlite")}}
+        self._settings = {name: config.get(name, default) for name, default in own.items()}
+        self.configure(config)
         self.env = {**environment(folder), **(env or {})}
         self.url = ""
 
@@ -76,8 +94,14 @@ class Gateway:
         """Start it and wait until it listens, and, with `ready`, until an engine is up."""
         self._out, self._err = self.folder / "out.txt", self.folder / "err.txt"
         command = [sys.executable, "-m", "joulegate", "serve", "-c", str(self.file)]
+        fds: tuple[int, ...] = ()
+        if self._listener is not None:
+            fds = (self._listener.fileno(),)
+            command = [sys.executable, "-c", HAND_OVER, str(fds[0]), *command]
         with self._out.open("w") as out, self._err.open("a") as err:
-            self.process = subprocess.Popen(command, stdout=out, stderr=err, env=self.env, cwd=self.folder)
+            self.process = subprocess.Popen(
+                command, stdout=out, stderr=err, env=self.env, cwd=self.folder, pass_fds=fds
+            )
         self.http = httpx.Client(timeout=60)
         self.url = until(self._listens_at, 60)
         self.http.base_url = self.url
@@ -106,6 +130,10 @@ class Gateway:
             assert self.process.wait(40) == 0, self.log()
         self.http.close()
         assert "Traceback" not in self.log(), self.log()
+
+    def configure(self, config: Mapping[str, Any]) -> None:
+        """Write another configuration, with what was given to all of them; the gateway is not told."""
+        self.file.write_text(yaml.safe_dump(self._settings | dict(config)))
 
     def kill(self) -> None:
         self.process.kill()

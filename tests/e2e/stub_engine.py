@@ -1,7 +1,7 @@
 """An engine that computes nothing: it speaks OpenAI HTTP and vLLM's metrics, fails when told to, and keeps a log.
 
-`python stub_engine.py MODEL STEP_MS` prints its port. One step gives every request in its batch one token, as in a real
-engine. How a request is served can be scripted: for all with `POST /stub` and for one with a `stub` object in its body.
+`python stub_engine.py MODEL STEP_MS [PORT]` prints its port. One step gives every request in its batch one token, as in
+a real engine. How a request is served can be scripted: for all with `POST /stub`, for one with `stub` in its body.
 """
 
 import asyncio
@@ -340,14 +340,14 @@ def application(engine: Engine) -> web.Application:
     return app
 
 
-async def main(model: str, step_ms: float) -> None:
+async def main(model: str, step_ms: float, port: int) -> None:
     app = application(Engine(model, step_ms / 1000))
     runner = web.AppRunner(app, handler_cancellation=True, access_log=None, max_field_size=2**16)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
     print(runner.addresses[0][1], flush=True)
     await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], float(sys.argv[2])))
+    asyncio.run(main(sys.argv[1], float(sys.argv[2]), int(sys.argv[3]) if sys.argv[3:] else 0))

@@ -48,7 +48,7 @@ def metered(
         play.set_power_w(0, 300)
     # What is said of an engine at its start is that it is up: one that is scripted to fail stays in the choice.
     with (
-        running(Gateway({"engines": two}, folders[0], plays[0].env)) as before_two,
+        running(Gateway({"engines": two, "breaker": {"failures": 1000}}, folders[0], plays[0].env)) as before_two,
         running(Gateway({"engines": one, "limits": {"in_flight": 2}}, folders[1], plays[1].env)) as before_one,
     ):
         until(lambda: all(engine["up"] for engine in before_two.get("/energy/engines")["engines"]))

@@ -94,6 +94,7 @@ class Traffic:
             queued={("e1", workflow): 1 for workflow in WORKFLOWS},
             limit={("e1", "search"): 4},
             engine_up={"e1": True},
+            breaker={"e1": "closed"},
         )
         return self.metrics.render(accept)
 

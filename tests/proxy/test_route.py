@@ -3,11 +3,14 @@ from typing import cast
 
 import pytest
 from aiohttp import ClientSession
+from hypothesis import given
+from hypothesis import strategies as st
 
+from proxy.affinity import SessionAffinity
 from proxy.config import EngineConfig
 from proxy.engines.openai import OpenAI
 from proxy.gate import Gate, QueueFull, Ticket
-from proxy.route import Lane, Router, UnknownModel
+from proxy.route import AllOut, Lane, Router, UnknownModel
 
 
 def lane(name: str, *models: str, up: bool = True, busy: int = 0, gate: Gate | None = None) -> Lane:
@@ -107,3 +110,80 @@ async def test_a_ticket_released_in_the_moment_of_giving_up_frees_its_place() ->
     one.leave(second)
     await tasks[1]
     assert third.released and one.gate.total == 1
+
+
+# Breakers -----------------------------------------------------------------------------------------------------------
+
+
+def taken_out(one: Lane, now: float) -> Lane:
+    for _ in range(one.breaker.failures):
+        permit = one.breaker.enter(now)
+        assert permit is not None
+        one.judge(permit, False, now)
+    return one
+
+
+def test_an_engine_that_is_out_is_no_candidate_until_it_may_be_tried() -> None:
+    a, b = taken_out(lane("a", "m"), 100), lane("b", "m", busy=3)
+    assert names(router(a, b).candidates("m", 101)) == ["b"]
+    assert names(router(a, b).candidates("m", 105)) == ["a", "b"]
+
+
+def test_when_all_are_out_the_nearest_return_is_said() -> None:
+    routes = router(taken_out(lane("a", "m"), 100), taken_out(lane("b", "m"), 102), lane("c", "n"))
+    with pytest.raises(AllOut) as error:
+        routes.candidates("m", 103)
+    assert (error.value.engines, error.value.retry_after_s) == (["a", "b"], 2)
+
+
+# Affinity -----------------------------------------------------------------------------------------------------------
+
+
+def sticky(*lanes: Lane, slack: int = 4) -> Router:
+    return Router(lanes, {}, SessionAffinity(100), slack)
+
+
+def test_a_run_stays_on_its_engine() -> None:
+    routes = sticky(lane("a", "m"), lane("b", "m", busy=2))
+    run = routes.affinity.trait("t", "run", {})
+    assert names(routes.candidates("m", 0, run)) == ["a", "b"]
+    routes.affinity.went(run, "b")
+    assert names(routes.candidates("m", 0, run)) == ["b", "a"]
+
+
+@pytest.mark.parametrize("why", ["busy", "down", "out", "gone"])
+def test_a_run_moves_when_its_engine_cannot_have_it(why: str) -> None:
+    b = lane("b", "m", up=why != "down", busy=4 if why == "busy" else 0)
+    lanes = [lane("a", "m")] if why == "gone" else [lane("a", "m"), taken_out(b, 0) if why == "out" else b]
+    routes = sticky(*lanes)
+    run = routes.affinity.trait("t", "run", {})
+    routes.affinity.went(run, "b")
+    assert names(routes.candidates("m", 1, run))[0] == "a"
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(0, 12), st.booleans()), min_size=1, max_size=6),
+    st.integers(0, 7),
+    st.integers(1, 8),
+)
+def test_the_choice_is_up_and_let_in_and_never_slack_busier_than_the_calmest(
+    engines: list[tuple[bool, int, bool]], favourite: int, slack: int
+) -> None:
+    lanes = [lane(f"e{i}", "m", up=up, busy=busy) for i, (up, busy, _) in enumerate(engines)]
+    for one, (_, _, out) in zip(lanes, engines, strict=True):
+        if out:
+            taken_out(one, 0)
+    routes = sticky(*lanes, slack=slack)
+    run = routes.affinity.trait("t", "run", {})
+    routes.affinity.went(run, f"e{favourite}")
+    fit = [one for one, (_, _, out) in zip(lanes, engines, strict=True) if not out]
+    if not fit:
+        with pytest.raises(AllOut):
+            routes.candidates("m", 1, run)
+        return
+    chosen = routes.candidates("m", 1, run)
+    assert sorted(names(chosen)) == sorted(names(fit))
+    first, alive = chosen[0], [one for one in fit if one.up] or fit
+    assert first in alive
+    calmest = min(one.load for one in alive)
+    assert first.load == calmest or (first.name == f"e{favourite}" and first.load < calmest + slack)

@@ -579,3 +579,42 @@ def test_foreign_work_after_an_engine_restarted_is_seen() -> None:
     world.run(1.0)
     world.finish()
     assert world.part("foreign") > 0
+
+
+# Engines that come and go ---------------------------------------------------------------------------------------------
+
+
+def in_flight(attribution: Attribution, dispatched: float) -> Progress:
+    progress = Progress("r", 1, "e1", dispatched, 10)
+    attribution.start(progress)
+    return progress
+
+
+def test_an_engine_that_takes_anothers_place_inherits_its_attempts_and_not_its_counters() -> None:
+    attribution = Attribution()
+    attribution.add_engine("e1", [GPU], PRICES)
+    attribution.reading(GPU, 100.0, 0)
+    progress = in_flight(attribution, 100.0)
+    attribution.engine("e1", 100.0, 5, 900.0)
+    attribution.add_engine("e1", [GPU], PRICES)
+    attribution.engine("e1", 100.2, 90_000, 100_000.0)  # another engine's, which has worked for others before
+    attribution.reading(GPU, 101.0, 100_000_000)
+    progress.ended, progress.output_tokens = 101.0, 5
+    attribution.engine("e1", 101.1, 90_001, 100_005.0)
+    (window,) = attribution.settle(102.0)
+    assert (sum(share.uj for share in window.shares), window.foreign_uj) == (100_000_000, 0)
+
+
+def test_an_engine_is_forgotten_when_nothing_open_needs_it() -> None:
+    attribution = Attribution()
+    attribution.add_engine("e1", [GPU], PRICES)
+    attribution.reading(GPU, 100.0, 0)
+    progress = in_flight(attribution, 100.0)
+    assert not attribution.remove_engine("e1")
+    attribution.reading(GPU, 101.0, 100_000_000)
+    progress.ended, progress.output_tokens = 100.9, 5
+    assert not attribution.remove_engine("e1") and not attribution.is_settled(progress)
+    attribution.reading(GPU, 102.0, 100_000_000)
+    attribution.settle(110.0)
+    assert attribution.remove_engine("e1")
+    assert attribution.is_settled(progress) and attribution.provisional_uj(progress, 110.0) == 0

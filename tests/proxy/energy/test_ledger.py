@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger import Ledger, LedgerDraining, LedgerError
 from proxy.energy.ledger_reader import LedgerReader, Parts, worst
 from proxy.energy.records import (
     AttemptRecord,
@@ -461,6 +461,22 @@ def test_files_that_are_no_ledger_are_refused(tmp_path: Path) -> None:
     assert rows(foreign, "SELECT name FROM sqlite_master") == [("songs",)]
     with pytest.raises(LedgerError, match="no ledger here yet"):
         LedgerReader(tmp_path / "none.sqlite").workflows()
+
+
+def test_a_writer_that_drains_says_that_it_will_let_go(path: Path) -> None:
+    first = Ledger(path)
+    with pytest.raises(LedgerError) as refused:
+        Ledger(path)
+    assert not isinstance(refused.value, LedgerDraining)
+    first.draining()
+    with pytest.raises(LedgerDraining, match="drains still writes this ledger"):
+        Ledger(path)
+    first.close()
+    second = Ledger(path)
+    with pytest.raises(LedgerError) as refused:
+        Ledger(path)
+    assert not isinstance(refused.value, LedgerDraining), "the word was the former's"
+    second.close()
 
 
 def test_one_writer_at_a_time(ledger: Ledger) -> None:

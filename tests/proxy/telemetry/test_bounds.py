@@ -31,3 +31,13 @@ def test_steps_are_bounded_per_workflow() -> None:
     assert [bounds.workflow(name) for name in ("coding", "third")] == ["coding", OTHER]
     assert [bounds.model(name) for name in ("m1", "m2", "m1")] == ["m1", OTHER, "m1"]
     assert bounds.overflow == {"workflow": 1, "step": 2, "model": 1}
+
+
+def test_other_bounds_take_nothing_back() -> None:
+    bounds = LabelBounds(workflows=3, steps=2, models=1, known={"search": ["query"]})
+    assert [bounds.workflow(name) for name in ("a", "b", "c")] == ["a", "b", OTHER]
+    bounds.configure(1, 1, {"c": ["draft"], "search": ["query", "rerank"]}, ["m9"])
+    assert [bounds.workflow(name) for name in ("a", "b", "c", "d")] == ["a", "b", "c", OTHER]
+    assert [bounds.step("search", step) for step in ("query", "rerank", "x")] == ["query", "rerank", OTHER]
+    assert [bounds.step("c", step) for step in ("draft", "x")] == ["draft", OTHER]
+    assert bounds.model("m9") == "m9"

@@ -135,6 +135,7 @@ def test_gauges_show_the_moment_and_forget_what_is_gone() -> None:
         queued={("e1", "search"): 2},
         limit={("e1", "search"): 4},
         engine_up={"e1": True, "e2": False},
+        breaker={"e1": "half_open"},
         ledger_backlog=3,
     )
     gate = {"engine": "e1", "workflow": "search"}
@@ -142,6 +143,8 @@ def test_gauges_show_the_moment_and_forget_what_is_gone() -> None:
     assert value(metrics, "joulegate_energy_sample_age_seconds", {"host": "h1", "device": "gpu:0"}) == 0.08
     assert [value(metrics, f"joulegate_gate_{name}", gate) for name in ("in_flight", "queued", "limit")] == [4, 2, 4]
     assert [value(metrics, "joulegate_engine_up", {"engine": name}) for name in ("e1", "e2")] == [1, 0]
+    states = [value(metrics, "joulegate_engine_breaker", {"engine": "e1", "state": s}) for s in ("open", "half_open")]
+    assert states == [0, 1]
     assert value(metrics, "joulegate_ledger_backlog", {}) == 3
     metrics.gauges = Gauges()
     assert not [s for s in samples(metrics) if s.name.startswith(("joulegate_gate", "joulegate_power"))]

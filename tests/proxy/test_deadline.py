@@ -1,0 +1,71 @@
+import asyncio
+
+import pytest
+
+from proxy.deadline import Deadline, Overdue
+
+LONG = 60.0
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def test_a_first_byte_that_does_not_come() -> None:
+    with pytest.raises(Overdue) as error, Deadline(asyncio.get_running_loop(), 0.01):
+        await forever()
+    assert error.value.what == "nothing came for 0.01 s"
+    task = asyncio.current_task()
+    assert task is not None and task.cancelling() == 0
+
+
+async def test_silence_between_two_bytes_though_the_first_might_have_taken_long() -> None:
+    with pytest.raises(Overdue, match=r"0\.02"), Deadline(asyncio.get_running_loop(), LONG) as deadline:
+        deadline.first_byte(0.02)
+        for _ in range(5):
+            deadline.wait()
+            await asyncio.sleep(0.001)
+            deadline.heard()
+        deadline.wait()
+        await forever()
+
+
+async def test_the_whole_time_is_up_even_while_the_client_is_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    with pytest.raises(Overdue, match="in all"), Deadline(loop, LONG, ends=loop.time() + 0.01) as deadline:
+        deadline.first_byte(LONG)
+        await forever()
+
+
+async def test_a_slow_client_is_not_the_engines_silence() -> None:
+    with Deadline(asyncio.get_running_loop(), LONG) as deadline:
+        deadline.first_byte(0.01)
+        await asyncio.sleep(0.05)
+        deadline.wait()
+        deadline.heard()
+        deadline.stop()
+
+
+async def test_after_the_end_nothing_fires() -> None:
+    with Deadline(asyncio.get_running_loop(), 0.01):
+        pass
+    await asyncio.sleep(0.03)
+
+
+async def test_a_cancellation_by_another_is_not_swallowed() -> None:
+    entered = asyncio.Event()
+
+    async def wait() -> None:
+        with Deadline(asyncio.get_running_loop(), LONG) as deadline:
+            entered.set()
+            try:
+                await forever()
+            finally:
+                deadline._end("at the same time")
+
+    task = asyncio.create_task(wait())
+    await entered.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
