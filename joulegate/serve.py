@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 
+from joulegate.protocol import bounded
 from proxy.app import Gateway
 from proxy.config import Config, ConfigError, Listen
+from proxy.tls import listener_context
 
 
 def bind(listen: Listen, or_another: bool = False) -> socket.socket:
@@ -35,9 +37,10 @@ def bind(listen: Listen, or_another: bool = False) -> socket.socket:
     return sock
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, tls: bool = False) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -59,17 +62,21 @@ async def serve(config: Config, version: str, sock: socket.socket, ready: Callab
     `ready` is called once, when everything is open.
     """
     gateway = Gateway(config, version)
-    server = Server(
-        uvicorn.Config(
-            gateway,
-            http="httptools",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_graceful_shutdown=30,
-        )
+    settings = uvicorn.Config(
+        gateway,
+        http=bounded(config.limits.header_bytes, config.limits.header_seconds),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=30,
     )
+    settings.load()
+    if config.listen.tls is not None:
+        # uvicorn's own context would offer clients before TLS 1.3 only the oldest ciphers.
+        settings.ssl = listener_context(config.listen.tls)
+    server = Server(settings)
     starting = asyncio.create_task(gateway.start())
 
     def stop() -> None:

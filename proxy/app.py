@@ -4,17 +4,18 @@ import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import aiohttp
-from fastapi import FastAPI, Header, Response
+from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from policies.interface import Policy
 from policies.load import load_policy
 from proxy import clock, health
 from proxy.api import energy as energy_api
-from proxy.config import Config, ConfigError
+from proxy.bounds import head_bytes
+from proxy.config import Config, ConfigError, EngineTls
 from proxy.control.actuator import PowerActuator
 from proxy.control.knobs import PowerKnob, open_knobs
 from proxy.control.loop import Control
@@ -31,10 +32,14 @@ from proxy.forward import Forward, Receive, Scope, Send
 from proxy.gate import Gate
 from proxy.keys import Keys
 from proxy.live import LiveGateway
-from proxy.refusal import error_object
+from proxy.refusal import Refusal, error_object
 from proxy.route import Lane, Router
 from proxy.telemetry.bounds import LabelBounds
 from proxy.telemetry.metrics import Gauges, Metrics
+from proxy.tls import engine_context
+
+EVERYBODYS = ("/healthz", "/readyz")
+TENANTS = ("/energy/workflows", "/energy/runs", "/energy/requests")  # each shows a tenant its own figures alone
 
 log = logging.getLogger("joulegate")
 
@@ -49,7 +54,7 @@ class Gateway:
         self.config = config
         self.policy = _policy(config)
         self.engines = [load_engine(engine) for engine in config.engines]
-        self.keys = Keys(config.keys)
+        self.keys = Keys(config.keys, config.admin)
         self.said: list[str] = []
         known = {name: workflow.steps for name, workflow in config.workflows.items()}
         models = [model for engine in config.engines for model in engine.models]
@@ -82,12 +87,14 @@ class Gateway:
         for engine in self.engines:
             self._opened.push_async_callback(engine.stop)
             await engine.start()
-        for engine in self.engines:
+        for engine, given in zip(self.engines, config.engines, strict=True):
             engine.devices = engine.devices or self._default_devices(engine)
-            session = await self._opened.enter_async_context(_session())
+            session = await self._opened.enter_async_context(_session(given.tls, engine.name))
             self.lanes.append(Lane(engine, session, Gate(config.limits.queue, config.limits.in_flight)))
             self.attribution.add_engine(engine.name, engine.devices, prior(self._device_model(engine), ""))
         self._say_unmetered()
+        if self.keys.nobody_is_admin:
+            self.said.append("no admin key: /metrics, /docs and the machine's totals are closed to everybody")
         router = Router(self.lanes, {engine.name: engine.models for engine in config.engines})
         self.forward = Forward(config, router, self.keys, self.book, self.attribution, self.metrics)
         self.api = self._api(LedgerReader(config.ledger.path))
@@ -104,10 +111,17 @@ class Gateway:
         await self._opened.aclose()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.forward.takes(scope["path"]):
-            await self.forward(scope, receive, send)
-        else:
-            await self.api(scope, receive, send)
+        try:
+            if head_bytes(scope) > self.config.limits.header_bytes:
+                most = self.config.limits.header_bytes
+                raise Refusal(431, f"the headers are larger than {most} bytes", "headers_too_large")
+            forwarded = self.forward.takes(scope["path"])
+            if not forwarded and not _is_within(scope["path"], *EVERYBODYS, *TENANTS):
+                self.keys.require_admin(dict(scope["headers"]))
+        except Refusal as refusal:
+            await Response(refusal.body(), refusal.status, media_type="application/json")(scope, receive, send)
+            return
+        await (self.forward if forwarded else self.api)(scope, receive, send)
 
     # Energy ---------------------------------------------------------------------------------------------------------
 
@@ -159,14 +173,15 @@ class Gateway:
             return {"status": "ok"}
 
         @api.get("/readyz", summary="An engine is up and the ledger can be written")
-        async def readyz() -> JSONResponse:
-            state = {
+        async def readyz(request: Request) -> JSONResponse:
+            state: dict[str, Any] = {
                 "engines": {lane.name: lane.up for lane in self.lanes},
                 "ledger": self.meter.ledger_error or "ok",
                 "energy": {name: device.quality for name, device in self.meter.devices.items()},
             }
             ready = any(lane.up for lane in self.lanes) and self.meter.ledger_error is None
-            return JSONResponse({"ready": ready, **state}, 200 if ready else 503)
+            shown = state if self.keys.is_admin(dict(request.headers.raw)) else {}
+            return JSONResponse({"ready": ready, **shown}, 200 if ready else 503)
 
         @api.get("/metrics", summary="For Prometheus")
         async def metrics(accept: Annotated[str, Header()] = "") -> Response:
@@ -209,10 +224,15 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
             await task
 
 
-def _session() -> aiohttp.ClientSession:
+def _is_within(path: str, *places: str) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)
+
+
+def _session(tls: EngineTls | None, engine: str) -> aiohttp.ClientSession:
     """Connections to one engine: as many as there are requests, kept for the next ones.
 
     They are let go before engines do it: uvicorn and llama.cpp close a connection that was idle for 5 s.
     """
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3, ttl_dns_cache=60)
+    context = engine_context(tls, engine) if tls else True
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3, ttl_dns_cache=60, ssl=context)
     return aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())

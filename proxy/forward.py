@@ -6,6 +6,7 @@ receipt.
 
 import asyncio
 import logging
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -15,6 +16,7 @@ import orjson
 from yarl import URL
 
 from proxy import clock
+from proxy.bounds import is_deeper
 from proxy.config import Config
 from proxy.energy.attribution import Attribution
 from proxy.energy.receipts import Attempt, Book, Receipt
@@ -23,7 +25,8 @@ from proxy.energy.work import Progress
 from proxy.frames import Frames, Usage, read_usage
 from proxy.gate import QueueFull, Ticket
 from proxy.identify import BadIdentity, identify
-from proxy.keys import Caller, Keys
+from proxy.keys import ANYONE, Caller, Keys
+from proxy.quota import Quota
 from proxy.refusal import Refusal, error_object
 from proxy.route import Lane, Router, UnknownModel
 from proxy.telemetry.metrics import Itl, Metrics
@@ -95,6 +98,8 @@ class _Exchange:
         for name, value in scope["headers"]:
             self.headers.setdefault(name, value)
         self.id = f"req_{uuid.uuid4().hex}"
+        self.caller = ANYONE
+        self.entered: Quota | None = None
         self.receipt: Receipt | None = None
         self.attempt: Attempt | None = None
         self.began = False  # the client has seen a status
@@ -107,11 +112,14 @@ class _Exchange:
         watcher: asyncio.Task[None] | None = None
         code, outcome = 500, Outcome.REFUSED
         try:
-            caller = self.forward.keys.caller(self.headers)
+            caller = self.caller = self.forward.keys.caller(self.headers)
             if self.path.startswith(MODELS) and self.scope["method"] == "GET":
                 await self._models()
                 return
             self._check_path()
+            if caller.quota is not None:
+                caller.quota.enter(clock.now())
+                self.entered = caller.quota
             body = await self._read_body()
             watcher = asyncio.create_task(self._watch(_current_task()))
             code, outcome = await self._serve(caller, body)
@@ -125,13 +133,18 @@ class _Exchange:
             code, outcome = _GONE, Outcome.CANCELLED
             if not self.gone:
                 raise
-        except Exception:
-            # The edge of the data plane: a fault of ours ends one request, not the gateway. No content is logged.
-            log.exception("request %s failed inside the gateway", self.id)
+        except Exception as error:
+            # The edge of the data plane: a fault of ours ends one request, not the gateway. An exception's own words
+            # may hold what it stumbled over, a prompt say; where and of which kind it was is logged, no more.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__
+            log.error("request %s failed inside the gateway\nTraceback:\n%s%s", self.id, where, kind)
             await self._break(Broken("the gateway failed; its log has the reason", "gateway_error", 500))
         finally:
             if watcher is not None:
                 watcher.cancel()
+            if self.entered is not None:
+                self.entered.leave(self._tokens(), clock.now())
             if self.receipt is not None:
                 self._close(self.receipt, code, outcome)
 
@@ -171,10 +184,14 @@ class _Exchange:
 
     async def _serve(self, caller: Caller, raw: bytes) -> tuple[int, Outcome]:
         """Identify, route, and try engines in turn; returns the status the client got and how it ended."""
-        body = _parse(raw)
-        model = body.get("model")
-        if model is not None and not isinstance(model, str):
-            raise Refusal(400, "model must be a string", "invalid_type", param="model")
+        body = _parse(raw, self.limits.json_depth)
+        model = _model(body)
+        if not (caller.models is None or model in caller.models):
+            named = "no model" if model is None else f"the model {model!r}"
+            allowed = ", ".join(sorted(caller.models))
+            raise Refusal(
+                403, f"{named} is not for this key; it may use: {allowed}", "model_not_allowed", param="model"
+            )
         try:
             identity = identify(self.headers, body, self.id)
         except BadIdentity as error:
@@ -188,7 +205,7 @@ class _Exchange:
         try:
             lanes = self.forward.router.candidates(model)
         except UnknownModel as error:
-            served = ", ".join(error.known) or "none yet: no engine is up"
+            served = ", ".join(filter(caller.may_use, error.known)) or "none yet: no engine is up"
             raise Refusal(
                 404,
                 f"The model {error.model[:200]!r} does not exist; served: {served}",
@@ -213,7 +230,8 @@ class _Exchange:
 
     def _amend(self, raw: bytes, body: dict[str, Any]) -> bytes:
         """The body as the engine gets it: with usage asked for, and under the policy's ceiling. Untouched otherwise."""
-        amended = False
+        # A name given twice is read by us as the last one; what an engine makes of it must not get round `models`.
+        amended = self.caller.models is not None
         if body.get("stream") is True and self.path in (CHAT, COMPLETIONS):
             options = body.get("stream_options")
             if not isinstance(options, Mapping) or not options.get("include_usage"):
@@ -312,7 +330,7 @@ class _Exchange:
             usage = read_usage(reply)
             self._count(progress, usage, frames=0)
             if self.report and isinstance(reply, dict) and response.status < 400:
-                body = self._with_energy(reply)
+                body = self._with_energy(reply, body)
         await self._start(response.status, response.raw_headers, len(body))
         await self.send({"type": "http.response.body", "body": body})
         return response.status, Outcome.OK if response.status < 400 else Outcome.ERROR
@@ -400,7 +418,7 @@ class _Exchange:
             await self._reply(broken.status, [], error)
 
     async def _models(self) -> None:
-        listing = self.forward.router.listing()
+        listing = [entry for entry in self.forward.router.listing() if self.caller.may_use(str(entry.get("id")))]
         wanted = self.path.removeprefix(MODELS).strip("/")
         if not wanted:
             body = {"object": "list", "data": listing}
@@ -438,14 +456,25 @@ class _Exchange:
     def _comment(self) -> bytes:
         return b": energy " + orjson.dumps(self._energy()) + b"\n\n"
 
-    def _with_energy(self, reply: dict[str, Any]) -> bytes:
+    def _with_energy(self, reply: dict[str, Any], body: bytes) -> bytes:
         energy = self._energy()
         if isinstance(reply.get("usage"), dict):
             reply["usage"]["energy_mj"] = round(energy["joules"] * 1000)
         reply["energy"] = energy
-        return orjson.dumps(reply)
+        try:
+            return orjson.dumps(reply)
+        except TypeError:  # deeper than it writes: as the engine wrote it, then
+            return body
 
     # The end --------------------------------------------------------------------------------------------------------
+
+    def _tokens(self) -> int:
+        """What the request counts for its key: as the engine counted, else what we know better than nothing."""
+        receipt = self.receipt
+        if receipt is None or not receipt.attempts or (progress := receipt.attempts[-1].progress) is None:
+            return 0
+        prompt = progress.prompt_guess if receipt.prompt_tokens is None else receipt.prompt_tokens
+        return prompt + (receipt.output_tokens or 0)
 
     def _close(self, receipt: Receipt, code: int, outcome: Outcome) -> None:
         now = clock.now()
@@ -463,14 +492,28 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _parse(raw: bytes, depth: int) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise Refusal(400, f"the body is not JSON: {error}", "invalid_json") from None
     if not isinstance(body, dict):
         raise Refusal(400, "the body must be a JSON object", "invalid_json")
+    if is_deeper(raw, body, depth):
+        raise Refusal(400, f"the body's JSON is nested deeper than {depth} levels", "invalid_json")
     return body
+
+
+def _model(body: Mapping[str, Any]) -> str | None:
+    """The model that is asked for. Its name goes on into labels and the ledger, so not everything is one."""
+    model = body.get("model")
+    if model is None:
+        return None
+    if not isinstance(model, str):
+        raise Refusal(400, "model must be a string", "invalid_type", param="model")
+    if len(model) > 200 or not model.isprintable():
+        raise Refusal(400, "model must be at most 200 printable characters", "invalid_value", param="model")
+    return model
 
 
 def _try_parse(body: bytes) -> Any:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 import time
@@ -66,6 +67,8 @@ class Gateway:
 
     def __init__(self, config: Mapping[str, Any], folder: Path, env: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self.verify: ssl.SSLContext | bool = True  # whom to trust, should it speak TLS
+        self.flags: tuple[str, ...] = ()  # of `joulegate serve`
         self.file = folder / "joulegate.yaml"
         settings = {"listen": {"host": "127.0.0.1", "port": 0}, "ledger": {"path": str(folder / "ledger.sqlite")}}
         self.file.write_text(yaml.safe_dump(settings | dict(config)))
@@ -75,10 +78,10 @@ class Gateway:
     def start(self, ready: bool = True) -> "Gateway":
         """Start it and wait until it listens, and, with `ready`, until an engine is up."""
         self._out, self._err = self.folder / "out.txt", self.folder / "err.txt"
-        command = [sys.executable, "-m", "joulegate", "serve", "-c", str(self.file)]
+        command = [sys.executable, "-m", "joulegate", "serve", *self.flags, "-c", str(self.file)]
         with self._out.open("w") as out, self._err.open("a") as err:
             self.process = subprocess.Popen(command, stdout=out, stderr=err, env=self.env, cwd=self.folder)
-        self.http = httpx.Client(timeout=60)
+        self.http = httpx.Client(timeout=60, verify=self.verify)
         self.url = until(self._listens_at, 60)
         self.http.base_url = self.url
         if ready:
