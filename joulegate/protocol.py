@@ -7,6 +7,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from proxy.refusal import error_object
 
 
+_FAREWELL_S = 1.0
+
+
 def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, holding at most `header_bytes` and one read of heads, trailers and chunk extensions.
 
@@ -23,6 +26,12 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
             super().connection_made(transport)
             self._deadline = self.loop.call_later(header_seconds, self._too_slow)
 
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self.transport.is_closing():
+                # Over TLS it would wait half a minute for a farewell that a pool of idle connections never sends.
+                self.loop.call_later(_FAREWELL_S, self.transport.abort)
+
         def connection_lost(self, exc: Exception | None) -> None:
             self._met_deadline()
             super().connection_lost(exc)
@@ -36,7 +45,8 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
                 self._deadline = self.loop.call_later(header_seconds, self._too_slow)
 
         def on_message_begin(self) -> None:
-            self._in_head, self._outside_body = True, 0
+            if not self._in_head:
+                self._in_head, self._outside_body = True, 0
             super().on_message_begin()
 
         def on_headers_complete(self) -> None:
@@ -55,7 +65,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
 
         def _too_slow(self) -> None:
             self._deadline = None
-            if not self._outside_body:  # a connection made in advance, and not needed
+            if self.scope is None:  # made in advance, and not needed
                 self.transport.close()
             self._refuse(408, f"the headers were not complete after {header_seconds:g} s", "headers_too_slow")
 
