@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_SECONDS ?= 60
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test lint dashboards lock clean help
+.PHONY: demo serve test fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,6 +19,9 @@ serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest -q
+
+fuzz: $(VENV)/.dev  ## 10,000 malformed requests (about three minutes); `make test` sends some hundreds
+	JOULEGATE_FUZZ=10000 $(BIN)/python -m pytest -q tests/e2e/test_fuzz.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -193,6 +193,11 @@ class Gateway:
         async def not_found(*_: object) -> Response:
             return Response(error_object(404, "no such path", "unknown_path"), 404, media_type="application/json")
 
+        @api.exception_handler(405)
+        async def not_taken(request: Request, _: object) -> Response:
+            body = error_object(405, f"this path does not take {request.method}", "method_not_allowed")
+            return Response(body, 405, media_type="application/json")
+
         return api
 
     def _refresh_gauges(self) -> None:
