@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -60,9 +60,9 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     engine.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def nothing_is_held(gateway: Gateway) -> Iterator[None]:
-    """Whatever the test does: at its end slots, receipts and sockets are as they were before."""
+    """Whatever the tests do: at their end slots, receipts and sockets are as they were before."""
     held = psutil.Process(gateway.process.pid)
     until(gateway.idle)
     before = held.num_fds()
@@ -124,7 +124,11 @@ objects = st.fixed_dictionaries({"model": fields["model"]}, optional={k: v for k
 
 
 def deep(depth: int, closed: bool) -> bytes:
-    return b'{"model":"stub-7b","prompt":' + b'[{"a":' * depth + (b"1" + b"}]" * depth + b"}" if closed else b"")
+    return (
+        b'{"model":"stub-7b","stream":true,"prompt":'
+        + b'[{"a":' * depth
+        + (b"1" + b"}]" * depth + b"}" if closed else b"")
+    )
 
 
 def cut(parts: tuple[bytes, int]) -> bytes:
@@ -145,11 +149,27 @@ bodies = (
 )
 paths = st.sampled_from(
     [*["/v1/chat/completions"] * 4, *["/v1/completions"] * 2, "/v1/responses", "/v1/embeddings", "/tokenize"]
-    + ["/v1/models", "/v1/models/stub-7b", "/v1/models/%00", "/v1/", "/v1//", "/v1/%2e%2e/metrics", "/v1/chat%2fcompletions"]
+    + [
+        "/v1/models",
+        "/v1/models/stub-7b",
+        "/v1/models/%00",
+        "/v1/",
+        "/v1//",
+        "/v1/%2e%2e/metrics",
+        "/v1/chat%2fcompletions",
+    ]
 ) | st.text(st.characters(codec="utf-8"), max_size=12).map(lambda text: f"/v1/{text}")
 names = st.sampled_from(
     ["x-workflow-id", "x-workflow-name", "x-workflow-step", "x-workflow-node", "x-workflow-parent", "x-workflow-final"]
-    + ["helicone-session-path", "baggage", "traceparent", "x-session-id", "x-energy-report", "x-request-id", "connection"]
+    + [
+        "helicone-session-path",
+        "baggage",
+        "traceparent",
+        "x-session-id",
+        "x-energy-report",
+        "x-request-id",
+        "connection",
+    ]
     + ["content-type", "accept", "accept-encoding", "expect", "cookie", "x-api-key", "te", "upgrade"]
 )
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=40) | (
@@ -233,7 +253,9 @@ lines = st.lists(
     max_size=4,
 ).map(b"".join)
 ends = st.sampled_from([b"\r\n", b"\r\n", b"\n", b""])
-rests = bodies | st.sampled_from([b"5\r\nhello\r\n0\r\n\r\n", b"zz\r\n", b"-5\r\n", b"2;x=y\r\n{}\r\n0\r\na: b\r\n\r\n", b"{}"])
+rests = bodies | st.sampled_from(
+    [b"5\r\nhello\r\n0\r\n\r\n", b"zz\r\n", b"-5\r\n", b"2;x=y\r\n{}\r\n0\r\na: b\r\n\r\n", b"{}"]
+)
 
 
 @LONG
