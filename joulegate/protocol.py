@@ -6,7 +6,6 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.refusal import error_object
 
-
 _FAREWELL_S = 1.0
 
 

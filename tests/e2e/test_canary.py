@@ -60,9 +60,9 @@ def test_content_leaves_no_trace(gateway: Gateway) -> None:
         "x-else": canary("header"),
         "x-workflow-id": "the-run",
     }
+    path = f"/v1/chat/completions?q={canary('query')}"
     for body, status in ENDS.values():
         asked = {**headers, **({"x-energy-report": "1"} if "energy" in body else {})}
-        path = f"/v1/chat/completions?q={canary('query')}"
         reply = gateway.http.post(path, json=marked(canary, **body), headers=asked)
         assert reply.status_code == status, reply.text
     assert mark in gateway.http.post(path, json=marked(canary, **STREAM), headers=headers).text, "it does echo"

@@ -20,6 +20,7 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from schemathesis.checks import not_a_server_error
+from schemathesis.core.result import Ok
 from stage import Engine, Gateway, chat_body, residual_uj, running, until
 
 REQUESTS = int(os.environ.get("JOULEGATE_FUZZ", "300"))
@@ -148,29 +149,19 @@ bodies = (
     | st.just(b'{"model":"stub-7b","prompt":"' + b"x" * 30_000 + b'"}')
 )
 paths = st.sampled_from(
-    [*["/v1/chat/completions"] * 4, *["/v1/completions"] * 2, "/v1/responses", "/v1/embeddings", "/tokenize"]
-    + [
-        "/v1/models",
-        "/v1/models/stub-7b",
-        "/v1/models/%00",
-        "/v1/",
-        "/v1//",
-        "/v1/%2e%2e/metrics",
-        "/v1/chat%2fcompletions",
-    ]
+    (
+        *["/v1/chat/completions"] * 4,
+        *["/v1/completions"] * 2,
+        *("/v1/responses", "/v1/embeddings", "/tokenize", "/v1/models", "/v1/models/stub-7b", "/v1/models/%00"),
+        *("/v1/", "/v1//", "/v1/%2e%2e/metrics", "/v1/chat%2fcompletions"),
+    )
 ) | st.text(st.characters(codec="utf-8"), max_size=12).map(lambda text: f"/v1/{text}")
 names = st.sampled_from(
-    ["x-workflow-id", "x-workflow-name", "x-workflow-step", "x-workflow-node", "x-workflow-parent", "x-workflow-final"]
-    + [
-        "helicone-session-path",
-        "baggage",
-        "traceparent",
-        "x-session-id",
-        "x-energy-report",
-        "x-request-id",
-        "connection",
-    ]
-    + ["content-type", "accept", "accept-encoding", "expect", "cookie", "x-api-key", "te", "upgrade"]
+    (
+        *(f"x-workflow-{field}" for field in ("id", "name", "step", "node", "parent", "final")),
+        *("helicone-session-path", "baggage", "traceparent", "x-session-id", "x-energy-report", "x-request-id"),
+        *("connection", "content-type", "accept", "accept-encoding", "expect", "cookie", "x-api-key", "te", "upgrade"),
+    )
 )
 texts = st.text(st.characters(min_codepoint=32, max_codepoint=255, exclude_characters="\x7f"), max_size=40) | (
     st.sampled_from(["1", "true", "a,b,,c", "x" * 201, "workflow.id=%00%ff", "../../x", "/", "'; DROP TABLE runs; --"])
@@ -190,7 +181,7 @@ def test_any_request_to_the_data_plane(gateway: Gateway) -> None:
         @fuzz(0.8)
         @given(method=methods, path=paths, query=queries, headers=headers, key=keys, body=bodies)
         def send(method: str, path: str, query: str, headers: dict[str, str], key: dict[str, str], body: bytes) -> None:
-            sent = {name: text.encode("latin-1") for name, text in {**headers, **key}.items()}
+            sent = [(name.encode(), text.encode("latin-1")) for name, text in {**headers, **key}.items()]
             try:
                 reply = client.request(method, f"{path}{query}", headers=sent, content=body)
             except (httpx.InvalidURL, httpx.LocalProtocolError):
@@ -267,13 +258,14 @@ def test_any_bytes_at_all(gateway: Gateway) -> None:
     @given(start=starts, lines=lines, end=ends, rest=rests, reads=st.booleans())
     def send(start: bytes, lines: bytes, end: bytes, rest: bytes, reads: bool) -> None:
         answer = b""
-        with socket.create_connection((parts.hostname or "", parts.port or 0), timeout=20) as sock:
-            with suppress(ConnectionError):  # refused before all of it was sent
-                sock.sendall(start + lines + end + rest)
-                if reads:
-                    sock.shutdown(socket.SHUT_WR)
-                    while data := sock.recv(65536):
-                        answer += data
+        address = (parts.hostname or "", parts.port or 0)
+        # It may be refused before all of it was sent.
+        with suppress(ConnectionError), socket.create_connection(address, timeout=20) as sock:
+            sock.sendall(start + lines + end + rest)
+            if reads:
+                sock.shutdown(socket.SHUT_WR)
+                while data := sock.recv(65536):
+                    answer += data
         status = answer[9:12]
         assert not status.startswith(b"5") or b"Server got itself in trouble" in answer, answer
 
@@ -288,7 +280,7 @@ def test_any_bytes_at_all(gateway: Gateway) -> None:
 def test_the_control_api_against_its_own_description(gateway: Gateway) -> None:
     """Every path of openapi.json, with values that fit it and values that do not."""
     schema = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json", headers=ADMIN)
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
     assert {operation.path for operation in operations} >= {"/energy/runs", "/energy/runs/{run_id}/close", "/metrics"}
     for operation in operations:
 

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives import serialization as how
 
 from proxy.config import ConfigError, EngineTls, Tls
 from proxy.tls import engine_context, listener_context
@@ -69,13 +70,11 @@ def test_a_listeners_file_that_is_no_good_is_named(files: dict[str, Path], chain
 )
 def test_an_engines_file_that_is_no_good_is_named(files: dict[str, Path], tls: dict[str, str], says: str) -> None:
     with pytest.raises(ConfigError) as error:
-        engine_context(EngineTls(**{name: files[file] for name, file in tls.items()}), "e1")
+        engine_context(EngineTls.model_validate({name: files[file] for name, file in tls.items()}), "e1")
     assert str(error.value) == says.format(**files)
 
 
 def test_a_key_with_a_password_is_refused_without_asking_for_it(files: dict[str, Path], tmp_path: Path) -> None:
-    from cryptography.hazmat.primitives import serialization as how
-
     key = how.load_pem_private_key(files["key"].read_bytes(), None)
     locked = tmp_path / "locked.key"
     password = how.BestAvailableEncryption(b"secret")
