@@ -22,12 +22,14 @@ RUN useradd --uid 10001 --home-dir /var/lib/joulegate --create-home --shell /usr
 COPY --from=build /opt/joulegate /opt/joulegate
 COPY --chown=joulegate joulegate.example.yaml /etc/joulegate/joulegate.yaml
 # State (ledger, what to restore on the GPUs) goes to $XDG_STATE_HOME/joulegate: the volume.
-# A container's loopback can be reached by nobody, so it listens on all of its own addresses; what is published decides.
+# A container's loopback can be reached by nobody, so it listens on all of its own addresses, also without keys; what is
+# published decides.
 ENV PATH=/opt/joulegate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     XDG_STATE_HOME=/var/lib \
     JOULEGATE_MODEL_DIR=/var/lib/joulegate/models \
     JOULEGATE_LISTEN__HOST=0.0.0.0 \
+    JOULEGATE_LISTEN__OPEN=true \
     JOULEGATE_LISTEN__PORT=8080
 USER joulegate
 WORKDIR /var/lib/joulegate

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 DEMO_SECONDS ?= 60
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test soak lint dashboards lock clean help
+.PHONY: demo serve test soak fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
 
 soak: $(VENV)/.dev tools  ## the tests of endurance in their long form
 	JOULEGATE_SOAK_ROUNDS=10 $(BIN)/python -m pytest -q --timeout 1200 tests/e2e/test_kill.py
+
+fuzz: $(VENV)/.dev  ## 10,000 malformed requests (about three minutes); `make test` sends some hundreds
+	JOULEGATE_FUZZ=10000 $(BIN)/python -m pytest -q tests/e2e/test_fuzz.py
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

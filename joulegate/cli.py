@@ -85,8 +85,9 @@ def serve(
             for line in gateway.said:
                 out.print(line, highlight=False, soft_wrap=True, markup=False)
             engines = ", ".join(f"{engine.name} ({engine.kind}, {engine.url})" for engine in gateway.engines)
-            out.print(f"joulegate {version()} listens on {url_of(sock)}/v1 in front of {engines}", soft_wrap=True)
-            out.print(f"joules: {url_of(sock)}/energy/workflows · metrics: {url_of(sock)}/metrics", soft_wrap=True)
+            url = url_of(sock, tls=listen.tls is not None)
+            out.print(f"joulegate {version()} listens on {url}/v1 in front of {engines}", soft_wrap=True)
+            out.print(f"joules: {url}/energy/workflows · metrics: {url}/metrics", soft_wrap=True)
 
         run(settings, version(), sock, ready, read=(lambda: load(config)) if config else None)
 
@@ -101,6 +102,8 @@ def check(file: Annotated[Path, typer.Argument(help="configuration file (YAML)")
     from policies.load import load_policy
     from proxy.config import ConfigError, load
     from proxy.engines.interface import load_engine
+    from proxy.keys import Keys
+    from proxy.tls import engine_context, listener_context
 
     with one_line_errors():
         settings = load(file)
@@ -109,10 +112,25 @@ def check(file: Annotated[Path, typer.Argument(help="configuration file (YAML)")
             load_policy(settings.policy.name, settings.policy.options())
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        for key in settings.keys:
-            key.secret()
+        Keys(settings.keys, settings.admin)
+        if settings.listen.tls is not None:
+            listener_context(settings.listen.tls)
+        for engine in settings.engines:
+            if engine.tls is not None:
+                engine_context(engine.tls, engine.name)
     names = ", ".join(f"{engine.name} ({engine.kind})" for engine in engines)
     out.print(f"{file} is right: engines {names}; policy {settings.policy.name}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def key() -> None:
+    """Print a new key, for the client, and its hash, for the configuration."""
+    import hashlib
+    import secrets
+
+    secret = f"jg-{secrets.token_urlsafe(32)}"
+    digest = hashlib.sha256(secret.encode()).hexdigest()
+    typer.echo(f"key:      {secret}\nkey_hash: sha256:{digest}")
 
 
 @app.command()

@@ -12,8 +12,10 @@ from math import ceil
 
 import uvicorn
 
+from joulegate.protocol import bounded
 from proxy.app import Gateway
 from proxy.config import Config, ConfigError, Listen
+from proxy.tls import listener_context
 
 log = logging.getLogger("joulegate")
 
@@ -54,9 +56,10 @@ def inherited() -> socket.socket | None:
 _FIRST_FD = 3
 
 
-def url_of(sock: socket.socket) -> str:
+def url_of(sock: socket.socket, tls: bool = False) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "https" if tls else "http"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 class Server(uvicorn.Server):
@@ -103,16 +106,20 @@ async def serve(
     `ready` is called once, when everything is open. SIGHUP takes the configuration that `read` then gives.
     """
     gateway = Gateway(config, version, read)
-    server = Server(
-        uvicorn.Config(
-            gateway,
-            http="httptools",
-            lifespan="off",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-        )
+    settings = uvicorn.Config(
+        gateway,
+        http=bounded(config.limits.header_bytes, config.limits.header_seconds),
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_config=None,
+        server_header=False,
     )
+    settings.load()
+    if config.listen.tls is not None:
+        # uvicorn's own context would offer clients before TLS 1.3 only the oldest ciphers.
+        settings.ssl = listener_context(config.listen.tls)
+    server = Server(settings)
     starting = asyncio.create_task(gateway.start())
 
     def stop() -> None:

@@ -4,9 +4,9 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import FastAPI, Header, Response
+from fastapi import FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
 
 from policies.interface import Policy
@@ -15,6 +15,7 @@ from proxy import clock
 from proxy.affinity import affinity
 from proxy.api import admin
 from proxy.api import energy as energy_api
+from proxy.bounds import head_bytes
 from proxy.config import Config, ConfigError
 from proxy.control.actuator import PowerActuator
 from proxy.control.knobs import PowerKnob, open_knobs
@@ -32,11 +33,15 @@ from proxy.forward import Forward, Receive, Scope, Send
 from proxy.keys import Keys
 from proxy.lanes import Lanes
 from proxy.live import LiveGateway
-from proxy.refusal import error_object
+from proxy.refusal import Refusal, error_object
 from proxy.reload import changes
 from proxy.route import Router
 from proxy.telemetry.bounds import LabelBounds
 from proxy.telemetry.metrics import Gauges, Metrics
+from proxy.tls import check_tls
+
+EVERYBODYS = ("/healthz", "/readyz")
+TENANTS = ("/energy/workflows", "/energy/runs", "/energy/requests")  # each shows a tenant its own figures alone
 
 log = logging.getLogger("joulegate")
 
@@ -58,7 +63,7 @@ class Gateway:
         self._reloading = asyncio.Lock()
         self.policy = _policy(config)
         self.engines = [load_engine(engine) for engine in config.engines]
-        self.keys = Keys(config.keys)
+        self.keys = Keys(config.keys, config.admin)
         self.said: list[str] = []
         known = {name: workflow.steps for name, workflow in config.workflows.items()}
         models = [model for engine in config.engines for model in engine.models]
@@ -94,6 +99,8 @@ class Gateway:
         for engine in self.engines:
             self._lanes.put(engine, config)
         self.said += self._unmetered(self.engines)
+        if self.keys.nobody_is_admin:
+            self.said.append("no admin key: /metrics, /docs and the machine's totals are closed to everybody")
         self.router = Router(
             self.lanes,
             {engine.name: engine.models for engine in config.engines},
@@ -159,9 +166,10 @@ class Gateway:
                 raise ConfigError("this gateway was started without a configuration file")
             new = await asyncio.to_thread(self._read)
             change = changes(self.config, new)
-            keys = Keys(new.keys)
+            keys = Keys(new.keys, new.admin)
             policy = self.policy if new.policy == self.config.policy else _policy(new)
             engines = [load_engine(engine) for engine in new.engines]
+            check_tls(new)
             touched = {engine.name for engine in (*change.added, *change.changed)}
             fresh = [engine for engine in engines if engine.name in touched]
             await self._start_engines(fresh)
@@ -200,7 +208,17 @@ class Gateway:
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.forward.takes(scope["path"]):
+        try:
+            if head_bytes(scope) > self.config.limits.header_bytes:
+                most = self.config.limits.header_bytes
+                raise Refusal(431, f"the headers are larger than {most} bytes", "headers_too_large")
+            forwarded = self.forward.takes(scope["path"])
+            if not forwarded and not _is_within(scope["path"], *EVERYBODYS, *TENANTS):
+                self.keys.require_admin(dict(scope["headers"]))
+        except Refusal as refusal:
+            await Response(refusal.body(), refusal.status, media_type="application/json")(scope, receive, send)
+            return
+        if forwarded:
             await self.forward(scope, receive, send)
             return
         try:
@@ -208,6 +226,11 @@ class Gateway:
         except asyncio.CancelledError:
             if not self.draining:  # else the server waits no longer, and would log a traceback
                 raise
+
+    def _may_administer(self, request: Request) -> None:
+        """With keys the guard in `__call__` has asked for the admin's; without any, whoever is on this machine may."""
+        if self.keys.are_none:
+            admin.loopback_only(request)
 
     # Energy ---------------------------------------------------------------------------------------------------------
 
@@ -253,21 +276,22 @@ class Gateway:
         api = FastAPI(title="Joulegate", version=self._version, docs_url="/docs", redoc_url=None)
         self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes)
         api.include_router(energy_api.router(reader, self.live))
-        api.include_router(admin.router(self.reload))
+        api.include_router(admin.router(self.reload, self._may_administer))
 
         @api.get("/healthz", summary="The process answers")
         async def healthz() -> dict[str, str]:
             return {"status": "ok"}
 
         @api.get("/readyz", summary="An engine is up and the ledger can be written")
-        async def readyz() -> JSONResponse:
-            state = {
+        async def readyz(request: Request) -> JSONResponse:
+            state: dict[str, Any] = {
                 "engines": {lane.name: lane.up for lane in self.lanes},
                 "ledger": self.meter.ledger_error or "ok",
                 "energy": {name: device.quality for name, device in self.meter.devices.items()},
             }
             ready = any(lane.up for lane in self.lanes) and self.meter.ledger_error is None and not self.draining
-            return JSONResponse({"ready": ready, "draining": self.draining, **state}, 200 if ready else 503)
+            shown = state if self.keys.is_admin(dict(request.headers.raw)) else {}
+            return JSONResponse({"ready": ready, "draining": self.draining, **shown}, 200 if ready else 503)
 
         @api.get("/metrics", summary="For Prometheus")
         async def metrics(accept: Annotated[str, Header()] = "") -> Response:
@@ -278,6 +302,11 @@ class Gateway:
         @api.exception_handler(404)
         async def not_found(*_: object) -> Response:
             return Response(error_object(404, "no such path", "unknown_path"), 404, media_type="application/json")
+
+        @api.exception_handler(405)
+        async def not_taken(request: Request, _: object) -> Response:
+            body = error_object(405, f"this path does not take {request.method}", "method_not_allowed")
+            return Response(body, 405, media_type="application/json")
 
         return api
 
@@ -309,3 +338,7 @@ async def _end(tasks: Sequence[asyncio.Task[None]]) -> None:
     for task in tasks:
         with suppress(asyncio.CancelledError):
             await task
+
+
+def _is_within(path: str, *places: str) -> bool:
+    return any(path == place or path.startswith(f"{place}/") for place in places)

@@ -5,7 +5,9 @@ as `<name>_file`, the path of a file that holds it.
 """
 
 import difflib
+import hashlib
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -26,11 +28,43 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Tls(Strict):
+    """The listener's certificate chain and its private key, PEM files both."""
+
+    certificate: Path
+    key: Path
+
+
+class EngineTls(Strict):
+    """Whom an https engine must be signed by (`ca`; default: the system's), and the certificate that we show it."""
+
+    ca: Path | None = None
+    verify: bool = True
+    certificate: Path | None = None
+    key: Path | None = None
+
+    @model_validator(mode="after")
+    def parts_fit_together(self) -> Self:
+        if self.key is not None and self.certificate is None:
+            raise ValueError("a key is of no use without its certificate")
+        if self.ca is not None and not self.verify:
+            raise ValueError("with verify: false nobody looks at ca; leave one of them out")
+        return self
+
+
 class Listen(Strict):
-    """Where the gateway listens. Port 0 takes a free one."""
+    """Where the gateway listens. Port 0 takes a free one; `open` lets everybody in who can reach it."""
 
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8080
+    open: bool = False
+    tls: Tls | None = None
+
+    def is_loopback(self) -> bool:
+        try:
+            return ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
 
 class Host(Strict):
@@ -58,6 +92,7 @@ class EngineConfig(Strict):
     models: tuple[str, ...] = ()
     api_key: str | None = None
     api_key_file: Path | None = None
+    tls: EngineTls | None = None
     model_path: Path | None = None
     slots: Annotated[int, Field(ge=1, le=256)] = 4
     context: Annotated[int, Field(ge=128)] = 2048
@@ -71,6 +106,8 @@ class EngineConfig(Strict):
             raise ValueError(f"engine {self.name}: url must begin with http:// or https://, not {self.url!r}")
         if self.model_path is not None:
             raise ValueError(f"engine {self.name}: model_path is for kind embedded alone")
+        if self.tls is not None and not self.url.startswith("https://"):
+            raise ValueError(f"engine {self.name}: tls needs an https url, not {self.url!r}")
         return self
 
     def secret(self) -> str | None:
@@ -104,22 +141,53 @@ class PolicyConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Key(Strict):
-    """A client's key. `report` puts energy into every reply of this key, without the header."""
+class Secret(Strict):
+    """One key: inline, in a file, or as the hash that `joulegate key` prints beside a new one."""
 
-    tenant: Name
     key: str | None = None
     key_file: Path | None = None
-    report: bool = False
+    key_hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-fA-F]{64}$")] | None = None
+
+    @property
+    def whose(self) -> str:
+        return "the admin key"
 
     @model_validator(mode="after")
     def one_secret(self) -> Self:
-        if (self.key is None) == (self.key_file is None):
-            raise ValueError(f"key of tenant {self.tenant}: give either key or key_file")
+        if sum(given is not None for given in (self.key, self.key_file, self.key_hash)) != 1:
+            raise ValueError(f"{self.whose}: give either key, key_file or key_hash")
         return self
 
-    def secret(self) -> str:
-        return read_secret(self.key, self.key_file) or ""
+    def digest(self) -> bytes:
+        """SHA-256 of the key. Raises ConfigError for one that is empty or cannot be read."""
+        if self.key_hash is not None:
+            return bytes.fromhex(self.key_hash.removeprefix("sha256:"))
+        secret = (read_secret(self.key, self.key_file) or "").strip()
+        if not secret:
+            raise ConfigError(f"{self.whose} is empty: anybody would have it")
+        return hashlib.sha256(secret.encode()).digest()
+
+
+class Key(Secret):
+    """A client's key and what it may do. `report` puts energy into every reply of this key, without the header.
+
+    No `models` means all; tokens are those of prompt and answer together.
+    """
+
+    tenant: Name
+    models: tuple[str, ...] = ()
+    requests_per_minute: Annotated[int, Field(ge=1)] | None = None
+    tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
+    in_flight: Annotated[int, Field(ge=1)] | None = None
+    report: bool = False
+
+    @property
+    def whose(self) -> str:
+        return f"the key of tenant {self.tenant}"
+
+
+class Admin(Secret):
+    """The key that sees all tenants and the machine. It sends no requests."""
 
 
 class LedgerConfig(Strict):
@@ -139,6 +207,9 @@ class Limits(Strict):
     """What the gateway accepts and how long it waits (bytes, requests, seconds)."""
 
     body_bytes: Annotated[int, Field(ge=1024)] = 32 * 2**20
+    header_bytes: Annotated[int, Field(ge=1024)] = 32 * 2**10  # with 32 for each header, as HTTP/2 counts
+    header_seconds: Seconds = 30.0
+    json_depth: Annotated[int, Field(ge=8, le=200)] = 64  # orjson reads 1024 levels but writes only 254
     queue: Annotated[int, Field(ge=0)] = 1024
     queue_seconds: Seconds = 300.0
     connect_seconds: Seconds = 5.0
@@ -182,6 +253,7 @@ class Config(BaseSettings):
     workflows: dict[Name, Workflow] = {}
     policy: PolicyConfig = PolicyConfig()
     keys: tuple[Key, ...] = ()
+    admin: Admin | None = None
     ledger: LedgerConfig = Field(default_factory=LedgerConfig)
     energy: EnergyConfig = EnergyConfig()
     limits: Limits = Limits()
@@ -213,6 +285,11 @@ class Config(BaseSettings):
                 if host not in hosts:
                     known = ", ".join(hosts)
                     raise ValueError(f"engine {engine.name}: device {device!r} is on an unknown host; known: {known}")
+        if not (self.keys or self.listen.open or self.listen.is_loopback()):
+            raise ValueError(
+                f"listen.host {self.listen.host!r} can be reached from other machines and there are no keys: "
+                "configure keys, or say listen.open: true to let everybody in"
+            )
         return self
 
     def known_hosts(self) -> Mapping[str, Host]:
@@ -271,7 +348,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             given = "" if isinstance(fault.get("input"), dict | list | tuple) else f" (got {fault.get('input')!r})"
-            secret = {"key", "api_key"} & set(path) or (path[:1] == ["keys"] and len(path) <= 2)
+            held = path[:1] == ["admin"] or (path[:1] == ["keys"] and len(path) <= 2)
+            secret = held or {"key", "key_hash", "api_key"} & set(path)
             yield f"{'.'.join(path)}: {message}" if not path or secret else f"{'.'.join(path)}: {message}{given}"
 
 

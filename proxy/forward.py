@@ -6,16 +6,16 @@ receipt.
 
 import asyncio
 import logging
+import traceback
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-import aiohttp
 import orjson
-from yarl import URL
 
 from proxy import clock
+from proxy.bounds import is_deeper
 from proxy.config import Config
 from proxy.deadline import Deadline, Overdue
 from proxy.energy.attribution import Attribution
@@ -25,10 +25,12 @@ from proxy.energy.work import Progress
 from proxy.frames import Frames, Usage, read_usage
 from proxy.gate import QueueFull, Ticket
 from proxy.identify import BadIdentity, identify
-from proxy.keys import Caller, Keys
+from proxy.keys import ANYONE, Caller, Keys
+from proxy.quota import Quota
 from proxy.refusal import Refusal, error_object
 from proxy.route import AllOut, Lane, Router, UnknownModel
 from proxy.telemetry.metrics import Itl, Metrics
+from proxy.upstream import Reply, Unreachable
 
 log = logging.getLogger("joulegate.forward")
 
@@ -47,6 +49,7 @@ _HOP_BY_HOP = {
     b"transfer-encoding", b"upgrade",
 }  # fmt: skip
 _NOT_UPSTREAM = _HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
+_NOT_UPSTREAM_WITH_KEYS = _NOT_UPSTREAM | {b"authorization", b"x-api-key"}
 _NOT_DOWNSTREAM = _HOP_BY_HOP | {b"content-length", b"date", b"server"}
 _RETRY_STATUS = {429, 500, 502, 503, 504}
 _TELL_S = 5.0
@@ -77,8 +80,6 @@ class Forward:
         """Take another configuration: for requests that come from now on."""
         self.config = config
         self.paths = METERED | PLAIN | set(config.limits.paths)
-        # Reading has a `Deadline` of ours: aiohttp's would set a timer anew for every chunk.
-        self.timeout = aiohttp.ClientTimeout(total=None, sock_connect=config.limits.connect_seconds)
 
     def takes(self, path: str) -> bool:
         """Whether a path is the data plane's, if only to refuse it."""
@@ -100,6 +101,8 @@ class _Exchange:
         for name, value in scope["headers"]:
             self.headers.setdefault(name, value)
         self.id = f"req_{uuid.uuid4().hex}"
+        self.caller = ANYONE
+        self.entered: Quota | None = None
         self.receipt: Receipt | None = None
         self.attempt: Attempt | None = None
         self.began = False  # the client has seen a status
@@ -115,11 +118,14 @@ class _Exchange:
         watcher: asyncio.Task[None] | None = None
         code, outcome = 500, Outcome.REFUSED
         try:
-            caller = self.forward.keys.caller(self.headers)
+            caller = self.caller = self.forward.keys.caller(self.headers)
             if self.path.startswith(MODELS) and self.scope["method"] == "GET":
                 await self._models()
                 return
             self._check_path()
+            if caller.quota is not None:
+                caller.quota.enter(clock.now())
+                self.entered = caller.quota
             body = await self._read_body()
             watcher = asyncio.create_task(self._watch(_current_task()))
             code, outcome = await self._serve(caller, body)
@@ -134,13 +140,18 @@ class _Exchange:
             if not self.gone:  # the gateway ends and waits no longer; this task ends here, so nobody need know of it
                 code, outcome = 503, Outcome.FAILED
                 await self._break(Broken("the gateway is shutting down", "shutting_down", 503))
-        except Exception:
-            # The edge of the data plane: a fault of ours ends one request, not the gateway. No content is logged.
-            log.exception("request %s failed inside the gateway", self.id)
+        except Exception as error:
+            # The edge of the data plane: a fault of ours ends one request, not the gateway. An exception's own words
+            # may hold what it stumbled over, a prompt say; where and of which kind it was is logged, no more.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            kind = type(error).__name__
+            log.error("request %s failed inside the gateway\nTraceback:\n%s%s", self.id, where, kind)
             await self._break(Broken("the gateway failed; its log has the reason", "gateway_error", 500))
         finally:
             if watcher is not None:
                 watcher.cancel()
+            if self.entered is not None:
+                self.entered.leave(self._tokens(), clock.now())
             if self.receipt is not None:
                 self._close(self.receipt, code, outcome)
 
@@ -180,10 +191,14 @@ class _Exchange:
 
     async def _serve(self, caller: Caller, raw: bytes) -> tuple[int, Outcome]:
         """Identify, route, and try engines in turn; returns the status the client got and how it ended."""
-        body = _parse(raw)
-        model = body.get("model")
-        if model is not None and not isinstance(model, str):
-            raise Refusal(400, "model must be a string", "invalid_type", param="model")
+        body = _parse(raw, self.limits.json_depth)
+        model = _model(body)
+        if not (caller.models is None or model in caller.models):
+            named = "no model" if model is None else f"the model {model!r}"
+            allowed = ", ".join(sorted(caller.models))
+            raise Refusal(
+                403, f"{named} is not for this key; it may use: {allowed}", "model_not_allowed", param="model"
+            )
         try:
             identity = identify(self.headers, body, self.id)
         except BadIdentity as error:
@@ -204,7 +219,7 @@ class _Exchange:
                 503, f"out of service after failures: {engines}", "no_engine", retry_after_s=error.retry_after_s
             ) from None
         except UnknownModel as error:
-            served = ", ".join(error.known) or "none yet: no engine is up"
+            served = ", ".join(filter(caller.may_use, error.known)) or "none yet: no engine is up"
             raise Refusal(
                 404,
                 f"The model {error.model[:200]!r} does not exist; served: {served}",
@@ -230,7 +245,8 @@ class _Exchange:
 
     def _amend(self, raw: bytes, body: dict[str, Any]) -> bytes:
         """The body as the engine gets it: with usage asked for, and under the policy's ceiling. Untouched otherwise."""
-        amended = False
+        # A name given twice is read by us as the last one; what an engine makes of it must not get round `models`.
+        amended = self.caller.models is not None
         if body.get("stream") is True and self.path in (CHAT, COMPLETIONS):
             options = body.get("stream_options")
             if not isinstance(options, Mapping) or not options.get("include_usage"):
@@ -289,24 +305,24 @@ class _Exchange:
 
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         """Send the request to one engine and its reply to the client. Raises Broken."""
-        permit = None if lane.session.closed else lane.breaker.enter(clock.now())
+        permit = None if lane.upstream.closed else lane.breaker.enter(clock.now())
         if permit is None:  # since it was chosen: the request stood in a queue, or tried other engines
             raise Broken(f"engine {lane.name} is out of service", "no_engine", 503)
-        response: aiohttp.ClientResponse | None = None
+        reply: Reply | None = None
         done, self.well = False, None
         try:
             with Deadline(self.loop, self.limits.first_byte_seconds, self.ends) as deadline:
-                response = await self._post(lane, raw)
-                streamed = response.content_type == "text/event-stream"
-                first = await (response.content.readany() if streamed else response.read())
-                self.well = _speaks_well(response.status)
-                if response.status in _RETRY_STATUS and not last:
-                    raise Broken(f"engine {lane.name} answered {response.status}", "engine_failed")
+                reply = await lane.upstream.send(b"POST", self._target(), self._upstream_headers(lane), raw)
+                streamed = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in reply.headers)
+                first = await (reply.next() if streamed else reply.rest())
+                self.well = _speaks_well(reply.status)
+                if reply.status in _RETRY_STATUS and not last:
+                    raise Broken(f"engine {lane.name} answered {reply.status}", "engine_failed")
                 if streamed:
-                    result = await self._stream(response, first, progress, lane, last, deadline, permit)
+                    result = await self._stream(reply, first, progress, lane, last, deadline, permit)
                 else:
                     deadline.stop()
-                    result = await self._whole(response, first, progress)
+                    result = await self._whole(reply, first, progress)
             done = True
             return result
         except Broken:
@@ -315,46 +331,34 @@ class _Exchange:
             # Where the request's own time is up, the queue may have used most of it: no fault of the engine's.
             self.well = None if self.loop.time() >= self.ends else False
             raise Broken(f"engine {lane.name}: {error.what}", "engine_timeout", 504) from None
-        except TimeoutError:
+        except Unreachable as error:
             self.well = False
-            limit_s = self.limits.connect_seconds
-            raise Broken(f"engine {lane.name} took no connection in {limit_s:g} s", "connect_timeout", 504) from None
-        except (aiohttp.ClientError, OSError) as error:
+            status, code = (502, "engine_failed") if error.in_time else (504, "connect_timeout")
+            raise Broken(f"engine {lane.name} cannot be reached: {error}", code, status) from None
+        except OSError as error:
             self.well = False
             raise Broken(f"engine {lane.name} failed: {_reason(error)}", "engine_failed") from None
         finally:
             lane.judge(permit, self.well if done or self.well is False else None, clock.now())
             # A connection that was not read to its end is closed, which is how the engine learns to stop.
-            if response is not None:
-                response.release() if done else response.close()
+            if reply is not None:
+                lane.upstream.release(reply)
 
-    async def _post(self, lane: Lane, raw: bytes) -> aiohttp.ClientResponse:
-        url, headers, timeout = _target(lane, self.scope), self._upstream_headers(lane), self.forward.timeout
-        try:
-            return await lane.session.post(url, data=raw, headers=headers, timeout=timeout)
-        except aiohttp.ClientConnectorError:
-            raise
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            # The engine closed an idle connection just as we took it. Nothing of an answer was seen: once more.
-            return await lane.session.post(url, data=raw, headers=headers, timeout=timeout)
-
-    async def _whole(
-        self, response: aiohttp.ClientResponse, body: bytes, progress: Progress | None
-    ) -> tuple[int, Outcome]:
+    async def _whole(self, response: Reply, body: bytes, progress: Progress | None) -> tuple[int, Outcome]:
         """A reply that is not a stream."""
         if progress is not None and self.receipt is not None:
             reply = _try_parse(body)
             usage = read_usage(reply)
             self._count(progress, usage, frames=0)
             if self.report and isinstance(reply, dict) and response.status < 400:
-                body = self._with_energy(reply)
-        await self._start(response.status, response.raw_headers, len(body))
+                body = self._with_energy(reply, body)
+        await self._start(response.status, response.headers, len(body))
         await self.send({"type": "http.response.body", "body": body})
         return response.status, Outcome.OK if response.status < 400 else Outcome.ERROR
 
     async def _stream(
         self,
-        response: aiohttp.ClientResponse,
+        response: Reply,
         chunk: bytes,
         progress: Progress | None,
         lane: Lane,
@@ -368,7 +372,7 @@ class _Exchange:
         out = frames.feed(chunk)
         # A refusal may come in pieces: while another engine could be asked, nothing is promised on a part of a frame.
         while not last and not (frames.started or frames.done):
-            chunk = await response.content.readany()
+            chunk = await response.next()
             if not chunk:
                 raise Broken(f"engine {lane.name} ended its stream before it began", "engine_failed")
             out += frames.feed(chunk)
@@ -379,7 +383,7 @@ class _Exchange:
         elif self.well:
             lane.breaker.answered(permit)
         deadline.first_byte(self.limits.idle_seconds)
-        await self._start(response.status, response.raw_headers, None)
+        await self._start(response.status, response.headers, None)
         before = seen = 0
         last_at = 0.0
         try:
@@ -396,7 +400,7 @@ class _Exchange:
                 if out:
                     await self.send({"type": "http.response.body", "body": out, "more_body": True})
                 deadline.wait()
-                chunk = await response.content.readany()
+                chunk = await response.next()
                 deadline.heard()
                 out = frames.feed(chunk) if chunk else b""
             out = frames.finish()
@@ -451,7 +455,7 @@ class _Exchange:
                     await self._reply(broken.status, [], error)
 
     async def _models(self) -> None:
-        listing = self.forward.router.listing()
+        listing = [entry for entry in self.forward.router.listing() if self.caller.may_use(str(entry.get("id")))]
         wanted = self.path.removeprefix(MODELS).strip("/")
         if not wanted:
             body = {"object": "list", "data": listing}
@@ -462,17 +466,24 @@ class _Exchange:
             body = found[0]
         await self._reply(200, [], orjson.dumps(body))
 
-    def _upstream_headers(self, lane: Lane) -> dict[str, str]:
-        named = {part.strip().lower() for part in self.headers.get(b"connection", b"").split(b",")}
-        own_auth = bool(self.forward.keys) or "Authorization" in lane.engine.headers
-        headers: dict[str, str] = {}
-        for name, value in self.headers.items():
-            if name in _NOT_UPSTREAM or name in named or (own_auth and name in (b"authorization", b"x-api-key")):
-                continue
-            headers[name.decode("latin-1")] = value.decode("latin-1")
-        headers["accept-encoding"] = "identity"
-        headers.setdefault("x-request-id", self.id)
-        headers.update(lane.engine.headers)
+    def _target(self) -> bytes:
+        """The path as it came, with its query."""
+        query = self.scope.get("query_string", b"")
+        path = self.path.encode()  # one of those that we forward
+        return path + b"?" + query if query else path
+
+    def _upstream_headers(self, lane: Lane) -> list[tuple[bytes, bytes]]:
+        given, own = self.headers, lane.engine.headers
+        dropped = _NOT_UPSTREAM
+        if self.forward.keys or "Authorization" in own:
+            dropped = _NOT_UPSTREAM_WITH_KEYS
+        if named := given.get(b"connection"):
+            dropped = dropped | {part.strip().lower() for part in named.split(b",")}
+        headers = [header for header in given.items() if header[0] not in dropped]
+        headers.append((b"accept-encoding", b"identity"))
+        if b"x-request-id" not in given:
+            headers.append((b"x-request-id", self.id.encode()))
+        headers += [(name.lower().encode(), value.encode()) for name, value in own.items()]
         return headers
 
     # Energy in the reply --------------------------------------------------------------------------------------------
@@ -489,14 +500,25 @@ class _Exchange:
     def _comment(self) -> bytes:
         return b": energy " + orjson.dumps(self._energy()) + b"\n\n"
 
-    def _with_energy(self, reply: dict[str, Any]) -> bytes:
+    def _with_energy(self, reply: dict[str, Any], body: bytes) -> bytes:
         energy = self._energy()
         if isinstance(reply.get("usage"), dict):
             reply["usage"]["energy_mj"] = round(energy["joules"] * 1000)
         reply["energy"] = energy
-        return orjson.dumps(reply)
+        try:
+            return orjson.dumps(reply)
+        except TypeError:  # deeper than it writes: as the engine wrote it, then
+            return body
 
     # The end --------------------------------------------------------------------------------------------------------
+
+    def _tokens(self) -> int:
+        """What the request counts for its key: as the engine counted, else what we know better than nothing."""
+        receipt = self.receipt
+        if receipt is None or not receipt.attempts or (progress := receipt.attempts[-1].progress) is None:
+            return 0
+        prompt = progress.prompt_guess if receipt.prompt_tokens is None else receipt.prompt_tokens
+        return prompt + (receipt.output_tokens or 0)
 
     def _close(self, receipt: Receipt, code: int, outcome: Outcome) -> None:
         now = clock.now()
@@ -514,14 +536,28 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
-def _parse(raw: bytes) -> dict[str, Any]:
+def _parse(raw: bytes, depth: int) -> dict[str, Any]:
     try:
         body = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise Refusal(400, f"the body is not JSON: {error}", "invalid_json") from None
     if not isinstance(body, dict):
         raise Refusal(400, "the body must be a JSON object", "invalid_json")
+    if is_deeper(raw, body, depth):
+        raise Refusal(400, f"the body's JSON is nested deeper than {depth} levels", "invalid_json")
     return body
+
+
+def _model(body: Mapping[str, Any]) -> str | None:
+    """The model that is asked for. Its name goes on into labels and the ledger, so not everything is one."""
+    model = body.get("model")
+    if model is None:
+        return None
+    if not isinstance(model, str):
+        raise Refusal(400, "model must be a string", "invalid_type", param="model")
+    if len(model) > 200 or not model.isprintable():
+        raise Refusal(400, "model must be at most 200 printable characters", "invalid_value", param="model")
+    return model
 
 
 def _try_parse(body: bytes) -> Any:
@@ -529,12 +565,6 @@ def _try_parse(body: bytes) -> Any:
         return orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-
-
-def _target(lane: Lane, scope: Scope) -> URL:
-    query = scope.get("query_string", b"")
-    url = lane.engine.url + scope["path"]
-    return URL(f"{url}?{query.decode('latin-1')}" if query else url, encoded=True)
 
 
 def _reason(error: Exception) -> str:

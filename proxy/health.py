@@ -4,7 +4,6 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-import aiohttp
 import orjson
 
 from proxy import clock
@@ -13,7 +12,7 @@ from proxy.route import Lane
 
 log = logging.getLogger("joulegate.health")
 
-PROBE_TIMEOUT = aiohttp.ClientTimeout(total=5, connect=2)
+PROBE_S = 5.0
 PROBE_EVERY_S = 1.0
 MODELS_EVERY_S = 30.0
 
@@ -43,11 +42,15 @@ async def watch(lane: Lane, attribution: Attribution, reprice: Callable[[Lane], 
 
 async def _get(lane: Lane, path: str) -> tuple[int, bytes]:
     """Status and body; status 0 when the engine could not be reached."""
+    headers = [(name.lower().encode(), value.encode()) for name, value in lane.engine.headers.items()]
     try:
-        url = lane.engine.url + path
-        async with lane.session.get(url, headers=lane.engine.headers, timeout=PROBE_TIMEOUT) as response:
-            return response.status, await response.read()
-    except (aiohttp.ClientError, TimeoutError, OSError):
+        async with asyncio.timeout(PROBE_S):
+            reply = await lane.upstream.send(b"GET", path.encode(), headers, b"")
+            try:
+                return reply.status, await reply.rest()
+            finally:
+                lane.upstream.release(reply)
+    except (TimeoutError, OSError):
         return 0, b""
 
 
@@ -56,9 +59,9 @@ async def _is_up(lane: Lane) -> bool:
         status, _ = await _get(lane, path)
         if status == 200:
             return True
-        if status not in (404, 405):
+        if status == 0 or status >= 500:
             return False
-    # An engine that knows none of these paths answers all the same.
+    # It answers, if only that it knows none of these paths, or that it wants a key.
     return True
 
 

@@ -1,54 +1,116 @@
-"""Whose a request is: the tenant behind a key. Without keys everybody is `default`."""
+"""Whose a request is and what it may see. Without keys everybody is the tenant `default`."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from proxy.config import ConfigError, Key
+from proxy.config import Admin, ConfigError, Key
+from proxy.quota import Bucket, Quota
 from proxy.refusal import Refusal
+
+Headers = Mapping[bytes, bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: the tenant, and whether every reply should carry its energy."""
+    """Who calls. `models` are those that the key may use, None for all; `quota` is shared by all its requests."""
 
     tenant: str
     report: bool = False
+    models: frozenset[str] | None = None
+    quota: Quota | None = field(default=None, compare=False)
+
+    def may_use(self, model: str) -> bool:
+        return self.models is None or model in self.models
 
 
 ANYONE = Caller("default")
 
 
 class Keys:
-    """Looks keys up by their digest, so that neither content nor length shows in the time it takes."""
+    """Looks keys up by their SHA-256.
 
-    def __init__(self, keys: Sequence[Key]) -> None:
-        """Raises ConfigError for a key that is empty or cannot be read."""
+    The time of a look-up depends on the digest alone, and who does not know a key cannot steer its digest towards one
+    that is stored: it tells nothing, as a comparison in constant time does, and takes no longer with a thousand keys.
+    """
+
+    def __init__(self, keys: Sequence[Key], admin: Admin | None = None) -> None:
+        """Raises ConfigError for a key that is empty, cannot be read, or is given twice."""
+        self._admin = admin.digest() if admin else None
         self._callers: dict[bytes, Caller] = {}
         for key in keys:
-            if not (secret := key.secret().strip()):
-                raise ConfigError(f"the key of tenant {key.tenant} is empty: anybody would have it")
-            self._callers[_digest(secret.encode())] = Caller(key.tenant, key.report)
+            digest = key.digest()
+            if digest == self._admin or digest in self._callers:
+                raise ConfigError(f"{key.whose} is somebody else's too: give each its own")
+            self._callers[digest] = _caller(key)
 
     def __bool__(self) -> bool:
         return bool(self._callers)
 
-    def caller(self, headers: Mapping[bytes, bytes]) -> Caller:
-        """The caller behind the request's key. Raises Refusal (401)."""
+    @property
+    def are_none(self) -> bool:
+        """There is no key at all, so everybody may do everything."""
+        return not self._callers and self._admin is None
+
+    @property
+    def nobody_is_admin(self) -> bool:
+        """Tenants have keys but nobody has the admin's, so what is the admin's alone is closed."""
+        return bool(self._callers) and self._admin is None
+
+    def caller(self, headers: Headers) -> Caller:
+        """Who sends a request to an engine. Raises Refusal: 401 without a key, 403 with the admin's."""
+        if self.are_none:
+            return ANYONE
+        token = _token(headers)
+        digest = _digest(token)
+        if digest == self._admin:
+            raise Refusal(403, "The admin key sends no requests: use a tenant's.", "admin_key")
         if not self._callers:
             return ANYONE
-        given = headers.get(b"authorization", b"")
-        token = (given[7:] if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")).strip()
-        caller = self._callers.get(_digest(token))
+        caller = self._callers.get(digest)
         if caller is None:
-            what = (
-                "Incorrect API key provided."
-                if token
-                else "No API key provided: send it as 'Authorization: Bearer KEY'."
-            )
-            raise Refusal(401, what, "invalid_api_key")
+            raise _unknown(token)
         return caller
+
+    def is_admin(self, headers: Headers) -> bool:
+        """Whether the caller may see everything: with the admin key, or where there is no key at all."""
+        if self._admin is None:
+            return not self._callers
+        return _digest(_token(headers)) == self._admin
+
+    def tenant(self, headers: Headers) -> str | None:
+        """Whose figures the caller may see; None is everybody's. Raises Refusal (401)."""
+        return None if self.is_admin(headers) else self.caller(headers).tenant
+
+    def require_admin(self, headers: Headers) -> None:
+        """Raises Refusal: 401 without a key that we know, 403 with a tenant's."""
+        if self.is_admin(headers):
+            return
+        token = _token(headers)
+        if _digest(token) not in self._callers:
+            raise _unknown(token)
+        hint = "none is configured" if self._admin is None else "this is a tenant's"
+        raise Refusal(403, f"This takes the admin key; {hint}.", "admin_only")
+
+
+def _caller(key: Key) -> Caller:
+    quota = Quota(
+        requests=Bucket(key.requests_per_minute) if key.requests_per_minute else None,
+        tokens=Bucket(key.tokens_per_minute) if key.tokens_per_minute else None,
+        most_in_flight=key.in_flight,
+    )
+    return Caller(key.tenant, key.report, frozenset(key.models) or None, quota)
+
+
+def _token(headers: Headers) -> bytes:
+    given = headers.get(b"authorization", b"")
+    return (given[7:] if given[:7].lower() == b"bearer " else headers.get(b"x-api-key", b"")).strip()
 
 
 def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
+
+
+def _unknown(token: bytes) -> Refusal:
+    what = "Incorrect API key provided." if token else "No API key provided: send it as 'Authorization: Bearer KEY'."
+    return Refusal(401, what, "invalid_api_key")

@@ -5,8 +5,6 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-import aiohttp
-
 from proxy import health
 from proxy.breaker import Breaker
 from proxy.config import Config
@@ -15,6 +13,8 @@ from proxy.energy.prior import Coefficients
 from proxy.engines.interface import Engine
 from proxy.gate import Gate
 from proxy.route import Lane
+from proxy.tls import engine_context
+from proxy.upstream import Upstream
 
 log = logging.getLogger("joulegate.lanes")
 
@@ -35,7 +35,10 @@ class Lanes:
     def put(self, engine: Engine, config: Config) -> None:
         """Take an engine into service that is started and knows its devices; its probes begin with `watch`."""
         gate = Gate(config.limits.queue, config.limits.in_flight)
-        lane = Lane(engine, _session(), gate, breaker=Breaker())
+        tls = next((given.tls for given in config.engines if given.name == engine.name), None)
+        context = engine_context(tls, engine.name) if tls is not None else None
+        upstream = Upstream(engine.url, config.limits.connect_seconds, tls=context)
+        lane = Lane(engine, upstream, gate, breaker=Breaker())
         self._attribution.add_engine(engine.name, engine.devices, self._price(engine, ""))
         for former in self._leaving:
             if former.name == lane.name:  # the counters under this name are now another's
@@ -53,6 +56,7 @@ class Lanes:
         """Hold every engine to these limits."""
         for lane in self.active:
             lane.gate.capacity = config.limits.queue
+            lane.upstream.connect_s = config.limits.connect_seconds
             lane.breaker.failures, lane.breaker.probes = config.breaker.failures, config.breaker.probes
             lane.breaker.open_s, lane.breaker.longest_s = config.breaker.open_seconds, config.breaker.longest_seconds
 
@@ -86,7 +90,7 @@ class Lanes:
         return any(other.name == lane.name for other in [*self.active, *self._leaving] if other is not lane)
 
     async def _end(self, lane: Lane) -> None:
-        await lane.session.close()
+        lane.upstream.close()
         try:
             await lane.engine.stop()
         except Exception:
@@ -102,12 +106,3 @@ async def _until(done: Callable[[], bool]) -> None:
         if done():
             return
         await asyncio.sleep(_LOOK_EVERY_S)
-
-
-def _session() -> aiohttp.ClientSession:
-    """Connections to one engine: as many as there are requests, kept for the next ones.
-
-    They are let go before engines do it: uvicorn and llama.cpp close a connection that was idle for 5 s.
-    """
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=3, ttl_dns_cache=60)
-    return aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())

@@ -59,9 +59,7 @@ class LiveGateway:
         await self._meter.next_commit()
 
     def tenant_of(self, request: Request) -> str | None:
-        if not self.keys:
-            return None
-        return self.keys.caller(dict(request.headers.raw)).tenant
+        return self.keys.tenant(dict(request.headers.raw))
 
     def engines(self) -> list[dict[str, Any]]:
         return [

@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import aiohttp
-
 from proxy.affinity import Affinity, NoAffinity, Trait
 from proxy.breaker import Breaker, State
 from proxy.engines.interface import Engine, EngineSample
 from proxy.gate import Gate, Ticket
+from proxy.upstream import Upstream
 
 log = logging.getLogger("joulegate.route")
 
@@ -37,7 +36,7 @@ class Lane:
     """One engine as the gateway sees it: its adapter, its connections, its gate, and how it is."""
 
     engine: Engine
-    session: aiohttp.ClientSession
+    upstream: Upstream
     gate: Gate
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # as its /v1/models lists them
     up: bool = False

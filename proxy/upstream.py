@@ -18,7 +18,11 @@ _BUFFER_LIMIT = 256 * 1024  # bytes of a body that may wait for a slow client be
 
 
 class Unreachable(ConnectionError):
-    """No connection to the engine could be made."""
+    """No connection to the engine could be made; `in_time` tells a refusal from nobody's answering."""
+
+    def __init__(self, message: str, in_time: bool = True) -> None:
+        super().__init__(message)
+        self.in_time = in_time
 
 
 class Dropped(ConnectionError):
@@ -161,7 +165,8 @@ class Reply(asyncio.Protocol):
     # Over the connection's whole life a reply that is complete needs the connection no longer.
     @property
     def closed(self) -> bool:
-        return self._gone is not None or self._transport is None or self._transport.is_closing()
+        unasked = self._complete and bool(self._chunks)
+        return unasked or self._gone is not None or self._transport is None or self._transport.is_closing()
 
 
 class Upstream:
@@ -174,7 +179,8 @@ class Upstream:
         self._tls = (tls or ssl.create_default_context()) if secure else None
         self._prefix = parts.path.rstrip("/").encode()
         self._authority = parts.netloc.rpartition("@")[2].encode("idna" if not parts.netloc.isascii() else "ascii")
-        self._connect_s, self._keep_s = connect_s, keep_s
+        self.connect_s, self._keep_s = connect_s, keep_s
+        self.closed = False
         self._idle: deque[Reply] = deque()
         self._busy: set[Reply] = set()
 
@@ -207,6 +213,7 @@ class Upstream:
 
     def close(self) -> None:
         """End every connection, those in use too."""
+        self.closed = True
         for reply in (*self._idle, *self._busy):
             reply.abort()
         self._idle.clear()
@@ -236,10 +243,10 @@ class Upstream:
     async def _connect(self) -> Reply:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._connect_s):
+            async with asyncio.timeout(self.connect_s):
                 _, reply = await loop.create_connection(Reply, self._host, self._port, ssl=self._tls)
         except TimeoutError:
-            raise Unreachable(f"no connection within {self._connect_s:g} s") from None
+            raise Unreachable(f"it took no connection in {self.connect_s:g} s", in_time=False) from None
         except (OSError, ssl.SSLError) as error:
             raise Unreachable(str(error) or type(error).__name__) from None
         return reply

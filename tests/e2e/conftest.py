@@ -52,10 +52,17 @@ def make_gateway(tmp_path: Path) -> Iterator[MakeGateway]:
     """`make_gateway({"engines": [...]}, env={...})`: a running gateway; it must end well after the test."""
     with ExitStack() as stack:
 
-        def make(config: Mapping[str, Any], env: Mapping[str, str] | None = None, ready: bool = True) -> Gateway:
+        def make(
+            config: Mapping[str, Any],
+            env: Mapping[str, str] | None = None,
+            ready: bool = True,
+            flags: tuple[str, ...] = (),
+        ) -> Gateway:
             folder = tmp_path / f"gateway-{len(list(tmp_path.glob('gateway-*')))}"
             folder.mkdir()
-            return stack.enter_context(running(Gateway(config, folder, env), ready))
+            gateway = Gateway(config, folder, env)
+            gateway.flags = flags
+            return stack.enter_context(running(gateway, ready))
 
         yield make
 

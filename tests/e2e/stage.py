@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -83,6 +84,8 @@ class Gateway:
     ) -> None:
         """`listener` is handed over as systemd hands a socket over."""
         self.folder, self._listener = folder, listener
+        self.verify: ssl.SSLContext | bool = True  # whom to trust, should it speak TLS
+        self.flags: tuple[str, ...] = ()  # of `joulegate serve`
         self.file = folder / "joulegate.yaml"
         own = {"listen": {"host": "127.0.0.1", "port": 0}, "ledger": {"path": str(folder / "ledger.sqlite")}}
         self._settings = {name: config.get(name, default) for name, default in own.items()}
@@ -93,7 +96,7 @@ class Gateway:
     def start(self, ready: bool = True) -> "Gateway":
         """Start it and wait until it listens, and, with `ready`, until an engine is up."""
         self._out, self._err = self.folder / "out.txt", self.folder / "err.txt"
-        command = [sys.executable, "-m", "joulegate", "serve", "-c", str(self.file)]
+        command = [sys.executable, "-m", "joulegate", "serve", *self.flags, "-c", str(self.file)]
         fds: tuple[int, ...] = ()
         if self._listener is not None:
             fds = (self._listener.fileno(),)
@@ -102,7 +105,7 @@ class Gateway:
             self.process = subprocess.Popen(
                 command, stdout=out, stderr=err, env=self.env, cwd=self.folder, pass_fds=fds
             )
-        self.http = httpx.Client(timeout=60)
+        self.http = httpx.Client(timeout=60, verify=self.verify)
         self.url = until(self._listens_at, 60)
         self.http.base_url = self.url
         if ready:

@@ -31,6 +31,7 @@ class Script:
     stall_after: int | None = None  # go quiet after so many tokens
     usage: bool = True
     cached: int = 0  # prompt tokens said to have been cached
+    echo: bool = False  # every token, and every refusal, repeats the whole request
 
 
 @dataclass
@@ -102,7 +103,8 @@ class Answer:
     async def serve(self) -> web.StreamResponse:
         if self.script.refuse:
             self.served.end = "refused"
-            return web.json_response(error(self.script.refuse), status=self.script.refuse)
+            said = json.dumps(self.body) if self.script.echo else ""
+            return web.json_response(error(self.script.refuse, said), status=self.script.refuse)
         if self.script.refuse_in_stream and self.body.get("stream"):
             return await self.refuse_in_stream(self.script.refuse_in_stream)
         self.engine.running += 1
@@ -131,7 +133,8 @@ class Answer:
                 raise Died
             if n == self.script.stall_after:
                 await asyncio.Event().wait()
-            yield await self.engine.token(self.served)
+            word = await self.engine.token(self.served)
+            yield json.dumps(self.body) if self.script.echo else word
 
     async def started(self) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", "x-stub": "stream"})
@@ -266,8 +269,8 @@ def sse(content: Any) -> bytes:
     return b"data: " + json.dumps(content, separators=(",", ":")).encode() + b"\n\n"
 
 
-def error(code: int) -> dict[str, Any]:
-    return {"error": {"message": f"the stub says {code}", "type": "stub_error", "param": None, "code": code}}
+def error(code: int, said: str = "") -> dict[str, Any]:
+    return {"error": {"message": f"the stub says {code}{said}", "type": "stub_error", "param": None, "code": code}}
 
 
 def prompt_tokens(body: dict[str, Any]) -> int:

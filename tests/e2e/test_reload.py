@@ -183,7 +183,7 @@ def test_only_this_machine_may_ask_for_it(make_gateway: Callable[..., Gateway], 
         except OSError:
             pytest.skip("this machine has no address but its loopback")
         address = probe.getsockname()[0]
-    gateway = make_gateway(config(("a", engines[0]), listen={"host": "0.0.0.0", "port": 0}))
+    gateway = make_gateway(config(("a", engines[0]), listen={"open": True, "host": "0.0.0.0", "port": 0}))
     outside = f"http://{address}:{gateway.url.rpartition(':')[2]}"
     reply = gateway.http.post(f"{outside}/admin/reload")
     assert (reply.status_code, reply.json()["error"]["code"]) == (403, "not_allowed")

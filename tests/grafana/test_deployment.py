@@ -10,7 +10,21 @@ import yaml
 from pydantic import BaseModel
 
 from policies.static import Static
-from proxy.config import Config, EngineConfig, Host, Key, Limits, Slo, Workflow, load, parse
+from proxy.config import (
+    Admin,
+    Config,
+    EngineConfig,
+    EngineTls,
+    Host,
+    Key,
+    Limits,
+    Listen,
+    Slo,
+    Tls,
+    Workflow,
+    load,
+    parse,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +63,7 @@ def test_the_image_runs_unprivileged_and_keeps_its_ledger_in_the_volume(monkeypa
     assert instructions("USER") == [["joulegate"]]
     ((volume,),) = instructions("VOLUME")
     environment = dict(word.split("=", 1) for env in instructions("ENV") for word in env if word != "\\")
-    for name in ("XDG_STATE_HOME", "JOULEGATE_LISTEN__HOST", "JOULEGATE_LISTEN__PORT"):
+    for name in ("XDG_STATE_HOME", "JOULEGATE_LISTEN__HOST", "JOULEGATE_LISTEN__OPEN", "JOULEGATE_LISTEN__PORT"):
         monkeypatch.setenv(name, environment[name])
     config = load(ROOT / "joulegate.example.yaml")
     assert config.ledger.path.parent == Path(volume)
@@ -91,7 +105,9 @@ def test_the_example_loads() -> None:
     assert (config.limits, config.energy, config.listen) == (defaults.limits, defaults.energy, defaults.listen)
 
 
-@pytest.mark.parametrize("model", [Config, Host, EngineConfig, Slo, Workflow, Key, Limits])
+@pytest.mark.parametrize(
+    "model", [Config, Listen, Tls, Host, EngineConfig, EngineTls, Slo, Workflow, Key, Admin, Limits]
+)
 def test_the_example_shows_every_key(model: type[BaseModel]) -> None:
     example = (ROOT / "joulegate.example.yaml").read_text()
     missing = {name for name in model.model_fields if not re.search(rf"\b{name}(_file)?:", example)}
@@ -102,9 +118,12 @@ def test_the_example_shows_every_key(model: type[BaseModel]) -> None:
     ("start", "instead_of"),
     [
         ("  # gpu1:", ""),
+        ("  # - name: far", ""),
         ("  # - name: small", ""),
         ("  # name: static", "  name: observe\n"),
         ("# keys:", "keys: []\n"),
+        ("# admin:", ""),
+        ("  # tls:", ""),
         ("# ledger:", ""),
         ("    # cpu_watts:", ""),
         ("  # in_flight: 64", ""),

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from proxy.config import Config, ConfigError, load, parse
+from proxy.config import Config, ConfigError, Key, load, parse
 
 ENGINE = {"name": "e1", "kind": "openai", "url": "http://127.0.0.1:9000"}
 MINIMAL = """
@@ -35,8 +35,8 @@ def test_the_example_that_we_ship_is_valid() -> None:
 def test_environment_overlays_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JOULEGATE_LISTEN__PORT", "9999")
     monkeypatch.setenv("JOULEGATE_LIMITS__IN_FLIGHT", "")
-    config = parse({"engines": [ENGINE], "listen": {"host": "0.0.0.0", "port": 1}, "limits": {"in_flight": 4}})
-    assert (config.listen.host, config.listen.port, config.limits.in_flight) == ("0.0.0.0", 9999, 4)
+    config = parse({"engines": [ENGINE], "listen": {"host": "127.0.0.2", "port": 1}, "limits": {"in_flight": 4}})
+    assert (config.listen.host, config.listen.port, config.limits.in_flight) == ("127.0.0.2", 9999, 4)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +69,32 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(data: dict[str, Any]
         ({"listen": {"port": 70000}}, "(got 70000)"),
         ({"energy": {"interval": 0}}, "energy.interval"),
         ({"energy": {"settle": float("nan")}}, "energy.settle"),
-        ({"keys": [{"tenant": "acme"}]}, "give either key or key_file"),
+        ({"keys": [{"tenant": "acme"}]}, "the key of tenant acme: give either key, key_file or key_hash"),
+        ({"keys": [{"tenant": "acme", "key": "a", "key_file": "b"}]}, "give either key, key_file or key_hash"),
+        ({"admin": {}}, "the admin key: give either key, key_file or key_hash"),
+        ({"listen": {"host": "0.0.0.0"}}, "listen.host '0.0.0.0' can be reached from other machines"),
+        ({"listen": {"host": ""}}, "there are no keys"),
+        ({"listen": {"host": "gateway.example"}}, "or say listen.open: true"),
+        ({"listen": {"tls": {"certificate": "a"}}}, "listen.tls.key is missing"),
+        ({"engines": [{**ENGINE, "tls": {}}]}, "engine e1: tls needs an https url"),
+        ({"engines": [{**ENGINE, "tls": {"key": "k"}}]}, "a key is of no use without its certificate"),
+        ({"engines": [{**ENGINE, "tls": {"ca": "c", "verify": False}}]}, "leave one of them out"),
         ({1: 2}, "keywords must be strings"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(data: dict[Any, Any], says: str) -> None:
     whole = data if "engines" in data or not data else {"engines": [ENGINE], **data}
     assert any(says in line and line.startswith("configuration: ") for line in faults(whole))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "::1", "localhost"])
+def test_the_loopback_needs_no_keys(host: str) -> None:
+    assert parse({"engines": [ENGINE], "listen": {"host": host}}).listen.is_loopback()
+
+
+@pytest.mark.parametrize("enough", [{"keys": [{"tenant": "a", "key": "k"}]}, {"listen": {"host": "::", "open": True}}])
+def test_beyond_the_loopback_it_takes_keys_or_a_word(enough: dict[str, Any]) -> None:
+    assert not parse({"engines": [ENGINE], "listen": {"host": "::"}, **enough}).listen.is_loopback()
 
 
 def test_every_fault_is_said_at_once() -> None:
@@ -88,6 +107,9 @@ def test_every_fault_is_said_at_once() -> None:
         {"keys": ["sk-secret"]},
         {"keys": "sk-secret"},
         {"keys": [{"tenant": "acme", "key": ["sk-secret"]}]},
+        {"keys": [{"tenant": "acme", "key_hash": "sk-secret"}]},
+        {"admin": "sk-secret"},
+        {"admin": {"key": ["sk-secret"]}},
         {"engines": [{**ENGINE, "api_key": {"sk-secret": 1}}]},
     ],
 )
@@ -123,7 +145,8 @@ def test_secrets_come_from_files_without_their_newline(tmp_path: Path) -> None:
     file = tmp_path / "secret"
     file.write_text("sk-1\n")
     config = parse({"engines": [{**ENGINE, "api_key_file": str(file)}], "keys": [{"tenant": "a", "key_file": file}]})
-    assert config.engines[0].secret() == config.keys[0].secret() == "sk-1"
+    assert config.engines[0].secret() == "sk-1"
+    assert config.keys[0].digest() == Key(tenant="a", key="sk-1").digest() != Key(tenant="a", key="sk-1\n2").digest()
     assert parse({"engines": [ENGINE]}).engines[0].secret() is None
 
 

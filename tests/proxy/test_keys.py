@@ -1,11 +1,16 @@
+import hashlib
 from pathlib import Path
 
 import orjson
 import pytest
 
-from proxy.config import ConfigError, Key
+from proxy.config import Admin, ConfigError, Key
 from proxy.keys import Caller, Keys
 from proxy.refusal import Refusal
+
+
+def bearer(key: str) -> dict[bytes, bytes]:
+    return {b"authorization": f"Bearer {key}".encode()} if key else {}
 
 
 @pytest.fixture
@@ -60,6 +65,104 @@ def test_an_empty_key_opens_no_door(tmp_path: Path, text: str) -> None:
     for key in (Key(tenant="acme", key=text), Key(tenant="acme", key_file=file)):
         with pytest.raises(ConfigError, match="acme"):
             Keys([key])
+    with pytest.raises(ConfigError, match="the admin key is empty"):
+        Keys([], Admin(key=text))
+
+
+def test_a_hash_stands_for_the_key_that_has_it() -> None:
+    digest = hashlib.sha256(b"sk-acme").hexdigest()
+    keys = Keys([Key(tenant="acme", key_hash=f"sha256:{digest}")])
+    assert keys.caller(bearer("sk-acme")) == Caller("acme")
+    with pytest.raises(Refusal, match="Incorrect"):
+        keys.caller(bearer(f"sha256:{digest}"))
+
+
+def test_no_two_share_a_key() -> None:
+    same = Key(tenant="acme", key="sk-1"), Key(tenant="lab", key_hash=f"sha256:{hashlib.sha256(b'sk-1').hexdigest()}")
+    with pytest.raises(ConfigError, match="the key of tenant lab is somebody else's too"):
+        Keys(same)
+    with pytest.raises(ConfigError, match="the key of tenant acme"):
+        Keys(same[:1], Admin(key="sk-1"))
+
+
+def test_a_key_of_few_models() -> None:
+    caller = Keys([Key(tenant="acme", key="k", models=("a", "b"))]).caller(bearer("k"))
+    assert caller.may_use("a") and not caller.may_use("c")
+    assert Keys([Key(tenant="acme", key="k")]).caller(bearer("k")).may_use("c")
+
+
+def test_two_keys_of_a_tenant_have_a_quota_each() -> None:
+    keys = Keys([Key(tenant="acme", key="k1", in_flight=1), Key(tenant="acme", key="k2", in_flight=1)])
+    one, other = keys.caller(bearer("k1")).quota, keys.caller(bearer("k2")).quota
+    assert one and other and one is not other and keys.caller(bearer("k1")).quota is one
+
+
+# What the admin's key opens ------------------------------------------------------------------------------------------
+
+
+def seen(keys: Keys, headers: dict[bytes, bytes]) -> str | int | None:
+    """Whose figures are shown, or the status of the refusal."""
+    try:
+        return keys.tenant(headers)
+    except Refusal as refusal:
+        return refusal.status
+
+
+def admitted(keys: Keys, headers: dict[bytes, bytes]) -> int | None:
+    try:
+        return keys.require_admin(headers)
+    except Refusal as refusal:
+        return refusal.status
+
+
+TENANT = [Key(tenant="acme", key="sk-acme")]
+ADMIN = Admin(key="sk-admin")
+
+
+@pytest.mark.parametrize(
+    ("keys", "nobody", "tenant", "admin"),
+    [
+        (Keys([]), None, None, None),
+        (Keys(TENANT), 401, "acme", 401),
+        (Keys(TENANT, ADMIN), 401, "acme", None),
+        (Keys([], ADMIN), "default", "default", None),
+    ],
+    ids=["no key at all", "keys", "keys and an admin", "an admin alone"],
+)
+def test_who_sees_whose_figures(keys: Keys, nobody: object, tenant: object, admin: object) -> None:
+    assert [seen(keys, bearer(key)) for key in ("", "sk-acme", "sk-admin")] == [nobody, tenant, admin]
+
+
+@pytest.mark.parametrize(
+    ("keys", "nobody", "tenant", "admin"),
+    [
+        (Keys([]), None, None, None),
+        (Keys(TENANT), 401, 403, 401),
+        (Keys(TENANT, ADMIN), 401, 403, None),
+        (Keys([], ADMIN), 401, 401, None),
+    ],
+    ids=["no key at all", "keys", "keys and an admin", "an admin alone"],
+)
+def test_who_passes_as_admin(keys: Keys, nobody: object, tenant: object, admin: object) -> None:
+    assert [admitted(keys, bearer(key)) for key in ("", "sk-acme", "sk-admin")] == [nobody, tenant, admin]
+    assert [keys.is_admin(bearer(key)) for key in ("", "sk-acme", "sk-admin")] == [
+        status is None for status in (nobody, tenant, admin)
+    ]
+
+
+@pytest.mark.parametrize("keys", [Keys(TENANT, ADMIN), Keys([], ADMIN)])
+def test_the_admin_key_sends_no_requests(keys: Keys) -> None:
+    with pytest.raises(Refusal) as refusal:
+        keys.caller(bearer("sk-admin"))
+    assert (refusal.value.status, refusal.value.code) == (403, "admin_key")
+
+
+def test_where_nobody_is_admin_it_is_said() -> None:
+    assert [Keys([]).nobody_is_admin, Keys(TENANT).nobody_is_admin, Keys(TENANT, ADMIN).nobody_is_admin] == [
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ import asyncio
 from typing import cast
 
 import pytest
-from aiohttp import ClientSession
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,12 +10,13 @@ from proxy.config import EngineConfig
 from proxy.engines.openai import OpenAI
 from proxy.gate import Gate, QueueFull, Ticket
 from proxy.route import AllOut, Lane, Router, UnknownModel
+from proxy.upstream import Upstream
 
 
 def lane(name: str, *models: str, up: bool = True, busy: int = 0, gate: Gate | None = None) -> Lane:
     engine = OpenAI(EngineConfig(name=name, kind="openai", url="http://127.0.0.1:9"))
-    session = cast(ClientSession, None)  # no byte is sent here
-    made = Lane(engine, session, gate or Gate(10), {model: {"id": model, "from": name} for model in models}, up)
+    upstream = cast(Upstream, None)  # no byte is sent here
+    made = Lane(engine, upstream, gate or Gate(10), {model: {"id": model, "from": name} for model in models}, up)
     for _ in range(busy):
         made.gate.arrive(Ticket("other"))
     return made

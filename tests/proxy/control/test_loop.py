@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from aiohttp import ClientSession
 
 from policies.interface import Decision, Policy, Signals
 from proxy.config import EngineConfig
@@ -22,6 +21,7 @@ from proxy.engines.openai import OpenAI
 from proxy.forward import Forward
 from proxy.gate import Gate, Ticket
 from proxy.route import Lane
+from proxy.upstream import Upstream
 
 GPU = "h1/gpu:0"
 TABLE = Decision({"search": 2}, {"search": 100}, {GPU: 400.0}, reason="a table")
@@ -58,7 +58,7 @@ class Stage:
 
 def make_lane(name: str = "e1") -> Lane:
     engine = OpenAI(EngineConfig(name=name, kind="openai", url="http://127.0.0.1:9"))
-    return Lane(engine, cast(ClientSession, None), Gate(10), up=True)
+    return Lane(engine, cast(Upstream, None), Gate(10), up=True)
 
 
 @pytest.fixture

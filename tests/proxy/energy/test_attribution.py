@@ -615,6 +615,6 @@ def test_an_engine_is_forgotten_when_nothing_open_needs_it() -> None:
     progress.ended, progress.output_tokens = 100.9, 5
     assert not attribution.remove_engine("e1") and not attribution.is_settled(progress)
     attribution.reading(GPU, 102.0, 100_000_000)
-    attribution.settle(110.0)
+    list(attribution.settle(110.0))
     assert attribution.remove_engine("e1")
     assert attribution.is_settled(progress) and attribution.provisional_uj(progress, 110.0) == 0

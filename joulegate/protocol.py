@@ -1,0 +1,86 @@
+"""HTTP/1.1 as uvicorn speaks it, with bounds on what a connection may send that is no body."""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from proxy.refusal import error_object
+
+_FAREWELL_S = 1.0
+
+
+def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]:
+    """uvicorn's protocol, holding at most `header_bytes` and one read of heads, trailers and chunk extensions.
+
+    A head must be complete `header_seconds` after the connection was made, or after its first byte on a used one.
+    uvicorn's parser has neither bound: one endless header would be kept until memory is gone.
+    """
+
+    class Bounded(HttpToolsProtocol):
+        _in_head = True
+        _outside_body = 0  # bytes since the message began or since the last byte of a body
+        _deadline: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._deadline = self.loop.call_later(header_seconds, self._too_slow)
+
+        def shutdown(self) -> None:
+            super().shutdown()
+            if self.transport.is_closing():
+                # Over TLS it would wait half a minute for a farewell that a pool of idle connections never sends.
+                self.loop.call_later(_FAREWELL_S, self.transport.abort)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._met_deadline()
+            super().connection_lost(exc)
+
+        def data_received(self, data: bytes) -> None:
+            self._outside_body += len(data)
+            super().data_received(data)
+            if self._outside_body > header_bytes:
+                self._refuse(431, f"the headers are larger than {header_bytes} bytes", "headers_too_large")
+            elif self._in_head and self._deadline is None:
+                self._deadline = self.loop.call_later(header_seconds, self._too_slow)
+
+        def on_message_begin(self) -> None:
+            if not self._in_head:
+                self._in_head, self._outside_body = True, 0
+            super().on_message_begin()
+
+        def on_headers_complete(self) -> None:
+            self._in_head, self._outside_body = False, 0
+            self._met_deadline()
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self._outside_body = 0
+            super().on_body(body)
+
+        def _met_deadline(self) -> None:
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _too_slow(self) -> None:
+            self._deadline = None
+            if self.scope is None:  # made in advance, and not needed
+                self.transport.close()
+            self._refuse(408, f"the headers were not complete after {header_seconds:g} s", "headers_too_slow")
+
+        def _refuse(self, status: int, message: str, code: str) -> None:
+            """End the connection; say why unless that would fall into an answer that is under way."""
+            if self.transport.is_closing():
+                return
+            if self._in_head and (self.cycle is None or self.cycle.response_complete):
+                body = error_object(status, message, code)
+                head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\nconnection: close\r\n"
+                self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+                self.transport.close()
+            else:
+                self.transport.abort()
+
+        def _unsupported_upgrade_warning(self) -> None:
+            """Silent: what a client asks for is no reason to write to our log."""
+
+    return Bounded
