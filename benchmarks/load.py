@@ -133,7 +133,9 @@ class Chat:
         self._numbers = count()
 
     def next(self) -> bytes:
-        return self._head + str(next(self._numbers) // 4).encode() + self._rest
+        number = next(self._numbers)
+        final = b"\r\nx-workflow-final: true" if number % 4 == 3 else b""
+        return self._head + str(number // 4).encode() + final + self._rest
 
 
 @dataclass(slots=True)

@@ -3,8 +3,9 @@
 import importlib.metadata
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,28 @@ def log_to_stderr(verbose: bool) -> None:
     logging.getLogger("zeus").setLevel(logging.DEBUG if verbose else logging.ERROR)
 
 
+@contextmanager
+def said_later(logger_name: str) -> Iterator[Callable[[], None]]:
+    """Hold back what this logger has to tell, short of warnings, until the yielded function is called, or the end.
+
+    What the joules are worth is to be the first thing that a person reads.
+    """
+    logger = logging.getLogger(logger_name)
+    held = MemoryHandler(1000, flushLevel=logging.WARNING, target=logging.getLogger().handlers[0])
+
+    def say() -> None:
+        logger.removeHandler(held)
+        logger.propagate = True
+        held.close()
+
+    logger.propagate = False
+    logger.addHandler(held)
+    try:
+        yield say
+    finally:
+        say()
+
+
 @app.command()
 def serve(
     config: ConfigOption = None,
@@ -72,12 +95,14 @@ def serve(
     """Run the gateway. Without a configuration it starts a small model of its own (SmolLM2-135M on the CPU)."""
     no_clash()
     from joulegate.serve import bind, inherited, run, url_of
+    from joulegate.serve import check as checked
     from proxy.app import Gateway
     from proxy.config import load, parse
 
     log_to_stderr(verbose)
-    with one_line_errors():
+    with one_line_errors(), said_later("joulegate.control") as say:
         settings = load(config) if config else parse(EMBEDDED)
+        checked(settings)
         listen = settings.listen if port is None else settings.listen.model_copy(update={"port": port})
         sock = inherited() or bind(listen, or_another=config is None and port is None)
 
@@ -88,6 +113,7 @@ def serve(
             url = url_of(sock, tls=listen.tls is not None)
             out.print(f"joulegate {version()} listens on {url}/v1 in front of {engines}", soft_wrap=True)
             out.print(f"joules: {url}/energy/workflows · metrics: {url}/metrics", soft_wrap=True)
+            say()
 
         run(settings, version(), sock, ready, read=(lambda: load(config)) if config else None)
 
@@ -99,25 +125,12 @@ EMBEDDED = {"engines": [{"name": "embedded", "kind": "embedded"}]}
 def check(file: Annotated[Path, typer.Argument(help="configuration file (YAML)")]) -> None:
     """Say whether a configuration is right, and if not, what is wrong with it."""
     no_clash()
-    from policies.load import load_policy
-    from proxy.config import ConfigError, load
-    from proxy.engines.interface import load_engine
-    from proxy.keys import Keys
-    from proxy.tls import engine_context, listener_context
+    from joulegate.serve import check as checked
+    from proxy.config import load
 
     with one_line_errors():
         settings = load(file)
-        engines = [load_engine(engine) for engine in settings.engines]
-        try:
-            load_policy(settings.policy.name, settings.policy.options())
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
-        Keys(settings.keys, settings.admin)
-        if settings.listen.tls is not None:
-            listener_context(settings.listen.tls)
-        for engine in settings.engines:
-            if engine.tls is not None:
-                engine_context(engine.tls, engine.name)
+        engines = checked(settings)
     names = ", ".join(f"{engine.name} ({engine.kind})" for engine in engines)
     out.print(f"{file} is right: engines {names}; policy {settings.policy.name}", highlight=False, soft_wrap=True)
 

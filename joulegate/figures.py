@@ -20,15 +20,19 @@ class NotYet(EnergyUnavailable):
 
 @dataclass(frozen=True)
 class RequestEnergy:
-    """What one request cost. `joules` lies between `joules_low` and `joules_high`; None is: not known, or not yet."""
+    """What one request cost. None is: not known, or not yet.
+
+    `joules_low` and `joules_high` say what another split of the devices' totals would have given this request. They
+    say nothing of how right these totals are.
+    """
 
     id: str
     step: str | None
     node: str | None
     engine: str | None
-    joules: float
-    joules_low: float
-    joules_high: float
+    joules: float | None
+    joules_low: float | None
+    joules_high: float | None
     prompt_tokens: int | None
     cached_tokens: int | None
     output_tokens: int | None
@@ -42,9 +46,9 @@ class RequestEnergy:
             step=request.get("step"),
             node=request.get("node"),
             engine=request.get("engine"),
-            joules=float(request["joules"]),
-            joules_low=float(request["joules_low"]),
-            joules_high=float(request["joules_high"]),
+            joules=_joules(request["joules"]),
+            joules_low=_joules(request["joules_low"]),
+            joules_high=_joules(request["joules_high"]),
             prompt_tokens=request.get("prompt_tokens"),
             cached_tokens=request.get("cached_tokens"),
             output_tokens=request.get("output_tokens"),
@@ -55,10 +59,10 @@ class RequestEnergy:
 
 @dataclass(frozen=True)
 class Report:
-    """What a run cost so far (`state` "open" or "closed") or in all ("final"). Energies are joules.
+    """What a run cost so far (`state` "open") or in all ("final"). Energies are joules.
 
-    `quality` is "attributed" (a share of what a counter measured), "estimated" (no counter) or "emulated", and None
-    while there is nothing to judge.
+    `quality` is "attributed" (a share of what a counter measured), "estimated" (no counter) or "emulated". It and the
+    energies are None where no counter and no estimate saw the work: that is not 0 J; `why_unknown` says more.
     """
 
     run: str
@@ -67,16 +71,24 @@ class Report:
     state: str
     settled: bool
     duration_s: float | None
-    joules: float
-    joules_low: float
-    joules_high: float
+    joules: float | None
+    joules_low: float | None
+    joules_high: float | None
     quality: str | None
     requests: tuple[RequestEnergy, ...]
-    by_step: Mapping[str, float]
+    by_step: Mapping[str, float | None]
 
     @property
     def final(self) -> bool:
         return self.state == "final"
+
+    def why_unknown(self) -> str:
+        """Why a settled report without joules has none, in a line for people."""
+        engines = sorted({request.engine for request in self.requests if request.engine is not None})
+        return (
+            f"the energy of run {self.run} is not known: no counter saw what engine {' or '.join(engines)} did; "
+            "name its devices in the gateway's configuration (devices: [host/gpu:0])"
+        )
 
     @classmethod
     def parse(cls, run: Mapping[str, Any]) -> Self:
@@ -88,13 +100,17 @@ class Report:
             state=str(run["state"]),
             settled=bool(run["settled"]),
             duration_s=run.get("duration_s"),
-            joules=float(run["joules"]),
-            joules_low=float(run["joules_low"]),
-            joules_high=float(run["joules_high"]),
+            joules=_joules(run["joules"]),
+            joules_low=_joules(run["joules_low"]),
+            joules_high=_joules(run["joules_high"]),
             quality=run["quality"],
             requests=tuple(RequestEnergy.parse(request) for request in run["requests"]),
-            by_step={step: float(share["joules"]) for step, share in run["by_step"].items()},
+            by_step={step: _joules(share["joules"]) for step, share in run["by_step"].items()},
         )
+
+
+def _joules(figure: Any) -> float | None:
+    return None if figure is None else float(figure)
 
 
 @dataclass(frozen=True)

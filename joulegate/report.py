@@ -97,7 +97,10 @@ def device_table(devices: Mapping[str, Mapping[str, Any]]) -> Table:
 
 def waste(rows: Sequence[Mapping[str, Any]]) -> str:
     """How much of the workflows' energy bought no answer, in one sentence."""
-    wasted_j, total_j = (sum(row[key] for row in rows) for key in ("joules_wasted", "joules"))
+    known = [row for row in rows if row["joules"] is not None]
+    if not known:
+        return "No counter saw what these workflows did: name the engines' devices in the configuration."
+    wasted_j, total_j = (sum(row[key] for row in known) for key in ("joules_wasted", "joules"))
     if not wasted_j:
         return "No joule went into attempts that failed or were cancelled."
     quality = Quality.ESTIMATED if any(row["quality"] == Quality.ESTIMATED for row in rows) else None

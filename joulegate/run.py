@@ -117,20 +117,24 @@ class Run:
 
     @property
     def joules(self) -> float:
-        return self.report().joules
+        """What the run cost. Raises EnergyUnavailable also where no counter saw the work, which is not 0 J."""
+        report = self.report()
+        if report.joules is None:
+            raise EnergyUnavailable(report.why_unknown())
+        return report.joules
 
     @property
     def requests(self) -> list[RequestEnergy]:
         return list(self.report().requests)
 
     @property
-    def by_step(self) -> dict[str, float]:
-        """Joules of each step."""
+    def by_step(self) -> dict[str, float | None]:
+        """Joules of each step, None for a step whose work no counter saw."""
         return dict(self.report().by_step)
 
     @property
     def quality(self) -> str | None:
-        """How the joules are known: "attributed", "estimated" or "emulated"."""
+        """How the joules are known: "attributed", "estimated" or "emulated"; None where they are not."""
         return self.report().quality
 
     @property

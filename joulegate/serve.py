@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import errno
+import gc
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -13,11 +15,19 @@ from math import ceil
 import uvicorn
 
 from joulegate.protocol import bounded
+from policies.load import load_policy
 from proxy.app import Gateway
 from proxy.config import Config, ConfigError, Listen
-from proxy.tls import listener_context
+from proxy.energy.ledger_reader import check_place
+from proxy.energy.sources import unreadable
+from proxy.engines import model
+from proxy.engines.interface import Engine, load_engine
+from proxy.keys import Keys
+from proxy.tls import check_tls, listener_context
 
 log = logging.getLogger("joulegate")
+
+MOST_FILES = 65536
 
 
 def bind(listen: Listen, or_another: bool = False) -> socket.socket:
@@ -62,6 +72,29 @@ def url_of(sock: socket.socket, tls: bool = False) -> str:
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
+def check(config: Config) -> list[Engine]:
+    """The engines of a configuration that a gateway can start with, as far as that shows without starting it.
+
+    Nothing is opened that a running gateway holds, and nothing is written. Raises ConfigError or LedgerError.
+    """
+    engines = [load_engine(engine) for engine in config.engines]
+    for engine in config.engines:
+        if engine.model_path is not None:
+            model.own(engine.model_path)
+    try:
+        load_policy(config.policy.name, config.policy.options())
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    Keys(config.keys, config.admin)
+    if config.listen.tls is not None:
+        listener_context(config.listen.tls)
+    check_tls(config)
+    if blind := unreadable(config.hosts):
+        raise ConfigError(f"host {blind[0]}: nothing of it can be read; give local: true, or zeusd")
+    check_place(config.ledger.path)
+    return engines
+
+
 class Server(uvicorn.Server):
     """uvicorn's, without its signals: it raises them again when it is done, and the books would never be closed."""
 
@@ -103,7 +136,8 @@ async def serve(
 ) -> None:
     """Serve on `sock` until SIGINT or SIGTERM, then drain and close the books. Raises ConfigError at the start alone.
 
-    `ready` is called once, when everything is open. SIGHUP takes the configuration that `read` then gives.
+    `ready` is called once, when everything is open. SIGHUP takes the configuration that `read` then gives; without
+    `read` it is what a terminal says when it closes, and ends the gateway too, unless it was started to outlive that.
     """
     gateway = Gateway(config, version, read)
     settings = uvicorn.Config(
@@ -114,6 +148,7 @@ async def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # nobody is told where clients come from
     )
     settings.load()
     if config.listen.tls is not None:
@@ -129,7 +164,10 @@ async def serve(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
-    loop.add_signal_handler(signal.SIGHUP, log.warning, "not started yet: SIGHUP is ignored")
+    if read is not None:
+        loop.add_signal_handler(signal.SIGHUP, log.warning, "not started yet: SIGHUP is ignored")
+    elif signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+        loop.add_signal_handler(signal.SIGHUP, stop)
     try:
         await starting
     except asyncio.CancelledError:
@@ -145,7 +183,8 @@ async def serve(
             reloads.add(task)
             task.add_done_callback(reloads.discard)
 
-        loop.add_signal_handler(signal.SIGHUP, hang_up)
+        if read is not None:
+            loop.add_signal_handler(signal.SIGHUP, hang_up)
         await server.serve(sockets=[sock])
         await server.end_requests()
     finally:
@@ -159,6 +198,21 @@ async def reload(gateway: Gateway) -> None:
     except ConfigError as error:
         for line in str(error).splitlines():
             log.error("configuration not taken: %s", line)
+
+
+def _allow_connections() -> None:
+    """As many open files as this process may have: each stream takes two, and the usual 1024 are soon gone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _calm_collector() -> None:
+    """Look for cycles less often, and never among what was there at the start: a request leaves next to none."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def run(

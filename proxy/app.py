@@ -26,8 +26,9 @@ from proxy.energy.ledger import Ledger, LedgerDraining
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter
 from proxy.energy.prior import Coefficients, prior
-from proxy.energy.receipts import Book
-from proxy.energy.sources import Device, open_sources
+from proxy.energy.receipts import Book, share_quality
+from proxy.energy.records import Quality
+from proxy.energy.sources import Device, on_cpu, on_gpus, open_sources
 from proxy.engines.interface import Engine, load_engine
 from proxy.forward import Forward, Receive, Scope, Send
 from proxy.keys import Keys
@@ -36,10 +37,14 @@ from proxy.live import LiveGateway
 from proxy.refusal import Refusal, error_object
 from proxy.reload import changes
 from proxy.route import Router
+from proxy.supervise import forever
 from proxy.telemetry.bounds import LabelBounds
-from proxy.telemetry.metrics import Gauges, Metrics
+from proxy.telemetry.gauges import Gauges
+from proxy.telemetry.metrics import Metrics, encode
 from proxy.tls import check_tls
 
+ALL = "*"  # as a workflow in the gate's limit: the engine's own, over all of them
+ON_CPU = ("embedded",)  # kinds of engine that use no GPU, whatever this machine has
 EVERYBODYS = ("/healthz", "/readyz")
 TENANTS = ("/energy/workflows", "/energy/runs", "/energy/requests")  # each shows a tenant its own figures alone
 
@@ -74,6 +79,7 @@ class Gateway:
         self._lanes = Lanes(self.attribution, self._price)
         self.lanes = self._lanes.active
         self._opened = AsyncExitStack()
+        self._gates_seen = {(engine.name, name) for engine in config.engines for name in config.workflows}
         self._version = version
 
     async def start(self) -> None:
@@ -91,7 +97,8 @@ class Gateway:
         config = self.config
         self._ledger = ledger = await self._open_ledger()
         here = any(engine.local for engine in self.engines)
-        sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here)
+        needs_cpu = any(engine.kind in ON_CPU for engine in self.engines)
+        sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here, needs_cpu)
         self.meter = Meter(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval)
         self._opened.push_async_callback(self.meter.close)
         self._opened.push_async_callback(self._lanes.close)
@@ -107,13 +114,17 @@ class Gateway:
             affinity(config.routing.affinity, config.routing.entries),
             config.routing.slack,
         )
-        self.forward = Forward(config, self.router, self.keys, self.book, self.attribution, self.metrics)
+        self.forward = Forward(config, self.router, self.keys, self.book, self.attribution, self.metrics, self._parts)
         self.api = self._api(LedgerReader(config.ledger.path))
         await self.meter.read()
         self.control = await self._control()
         await self.control.step()
-        loops = [self.meter.read_forever(), self.meter.commit_forever(), self.control.run_forever()]
-        tasks = [asyncio.create_task(loop) for loop in loops]
+        loops = {
+            "reading the counters": self.meter.read_forever,
+            "closing the books": self.meter.commit_forever,
+            "the policy's loop": self.control.run_forever,
+        }
+        tasks = [asyncio.create_task(forever(what, run)) for what, run in loops.items()]
         self._opened.push_async_callback(_end, tasks)
         self._lanes.watch()
 
@@ -235,21 +246,34 @@ class Gateway:
     # Energy ---------------------------------------------------------------------------------------------------------
 
     def _default_devices(self, engine: Engine) -> tuple[str, ...]:
-        """An engine on this machine, given no devices, has all that this machine counts."""
+        """What moves with the work of an engine on this machine that was given no devices."""
         if not engine.local:
             return ()
         local = [name for name, host in self.config.known_hosts().items() if host.local]
-        return tuple(name for name in self.meter.devices if name.partition("/")[0] in local)
+        devices = [device for name, device in self.meter.devices.items() if name.partition("/")[0] in local]
+        return on_cpu(devices) if engine.kind in ON_CPU else on_gpus(devices)
 
     def _unmetered(self, engines: Sequence[Engine]) -> list[str]:
+        """A line for each engine that found its devices by itself, and for each whose joules are not known."""
         known, said = self.meter.devices, []
+        unnamed = {engine.name for engine in self.config.engines if not engine.devices}
         for engine in engines:
+            if engine.devices and engine.name in unnamed:
+                said.append(f"engine {engine.name}: its joules are those of {', '.join(engine.devices)}")
+                if len(gpus := [name for name in engine.devices if known[name].component == "gpu"]) > 1:
+                    said[-1] += f"; if it has not all of these GPUs, name its own, as in devices: [{gpus[0]}]"
             for device in engine.devices:
                 if device not in known:
                     said.append(f"engine {engine.name}: device {device} has no counter; known: {', '.join(known)}")
             if not engine.devices:
                 said.append(f"engine {engine.name}: its energy is not known; name its devices under a host")
         return said
+
+    def _parts(self, engine: str) -> dict[str, Quality]:
+        """The components that an engine is metered by, and the quality of a request's share of each."""
+        known = self.meter.devices
+        names = next((lane.engine.devices for lane in self.lanes if lane.name == engine), ())
+        return {known[name].component: share_quality(known[name].quality) for name in names if name in known}
 
     def _device_model(self, engine: Engine) -> str:
         """The name of the engine's accelerator, for its prior; the host's processor where it has none."""
@@ -296,7 +320,7 @@ class Gateway:
         @api.get("/metrics", summary="For Prometheus")
         async def metrics(accept: Annotated[str, Header()] = "") -> Response:
             self._refresh_gauges()
-            body, content_type = self.metrics.render(accept)
+            body, content_type = await asyncio.to_thread(encode, self.metrics.snapshot(), accept)
             return Response(body, media_type=content_type)
 
         @api.exception_handler(404)
@@ -312,13 +336,17 @@ class Gateway:
 
     def _refresh_gauges(self) -> None:
         devices, now = self.meter.devices, clock.now()
-        gates = {(lane.name, workflow): lane.gate for lane in self.lanes for workflow in lane.gate.workflows()}
+        # A gate that was once seen stays visible at 0: a series that comes and goes tells nobody that nothing waits.
+        self._gates_seen |= {(lane.name, name) for lane in self.lanes for name in lane.gate.workflows()}
+        lanes = {lane.name: lane.gate for lane in self.lanes}
+        gates = {(name, workflow): lanes[name] for name, workflow in self._gates_seen if name in lanes}
+        whole = {(name, ALL): gate.limit for name, gate in lanes.items() if gate.limit is not None}
         self.metrics.gauges = Gauges(
             power_w={(n, devices[n].quality): w for n, w in self.meter.power_w.items() if n in devices},
             sample_age_s={name: max(0.0, now - reading.t) for name, reading in self.meter.last.items()},
             in_flight={key: gate.in_flight.get(key[1], 0) for key, gate in gates.items()},
             queued={key: gate.queued(key[1]) for key, gate in gates.items()},
-            limit={key: gate.limits[key[1]] for key, gate in gates.items() if key[1] in gate.limits},
+            limit=whole | {key: gate.limits[key[1]] for key, gate in gates.items() if key[1] in gate.limits},
             engine_up={lane.name: lane.up for lane in self.lanes},
             breaker={lane.name: lane.breaker.state(now) for lane in self.lanes},
             ledger_backlog=self.meter.backlog,

@@ -4,17 +4,22 @@ Every key is checked; an unknown one is an error that names the nearest right on
 as `<name>_file`, the path of a file that holds it.
 """
 
-import difflib
 import hashlib
-from collections.abc import Iterator, Mapping
+import logging
+import os
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from platformdirs import user_state_path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+
+from proxy import faults
+
+log = logging.getLogger("joulegate.config")
 
 Seconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
@@ -245,7 +250,7 @@ class Config(BaseSettings):
     """Everything a gateway needs to know."""
 
     model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="JOULEGATE_", env_nested_delimiter="__", env_ignore_empty=True
+        extra="forbid", frozen=True, env_prefix=faults.PREFIX, env_nested_delimiter="__", env_ignore_empty=True
     )
     listen: Listen = Listen()
     hosts: dict[Name, Host] = {}
@@ -327,46 +332,19 @@ def load(path: Path) -> Config:
 
 
 def parse(data: Mapping[str, Any], where: str = "configuration") -> Config:
-    """Check a configuration given as a mapping. Raises ConfigError as `load` does."""
+    """Check a configuration given as a mapping, with the environment over it. Raises ConfigError as `load` does."""
+    lines, unknown = faults.misspelt(Config, os.environ)
+    lines += [f"{where}: unknown key {key!r}" for key in data if not isinstance(key, str) or key.startswith("_")]
+    if unknown:
+        known = ", ".join(f"{faults.PREFIX}{field.upper()}" for field in Config.model_fields)
+        log.warning("not a variable of ours, and ignored: %s; known: %s", ", ".join(unknown), known)
     try:
-        return Config(**data)
+        config = Config(**{key: value for key, value in data.items() if isinstance(key, str) and key[:1] != "_"})
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{where}: {line}" for line in _explain(error))) from None
-    except TypeError as error:
-        raise ConfigError(f"{where}: {error}") from None
-
-
-def _explain(error: ValidationError) -> Iterator[str]:
-    for fault in error.errors(include_url=False):
-        path = [str(part) for part in fault["loc"]]
-        if fault["type"] == "extra_forbidden":
-            nearest = difflib.get_close_matches(path[-1], _keys_at(path[:-1]), n=1, cutoff=0.5)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else f"; known: {', '.join(_keys_at(path[:-1]))}"
-            yield f"unknown key {'.'.join(path)!r}{hint}"
-        elif fault["type"] == "missing":
-            yield f"{'.'.join(path)} is missing"
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            given = "" if isinstance(fault.get("input"), dict | list | tuple) else f" (got {fault.get('input')!r})"
-            held = path[:1] == ["admin"] or (path[:1] == ["keys"] and len(path) <= 2)
-            secret = held or {"key", "key_hash", "api_key"} & set(path)
-            yield f"{'.'.join(path)}: {message}" if not path or secret else f"{'.'.join(path)}: {message}{given}"
-
-
-def _keys_at(path: list[str]) -> list[str]:
-    """The keys that the model knows at a place in the file."""
-    model: type[BaseModel] = Config
-    for part in path:
-        if part in model.model_fields:  # a list index or a name of the user's own leads no deeper
-            inner = _model_in(model.model_fields[part].annotation)
-            if inner is None:
-                return []
-            model = inner
-    return sorted(model.model_fields)
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    """The model inside `tuple[Model, ...]`, `dict[str, Model]` or `Model` itself."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+        lines += faults.in_file(error, Config, data, where, os.environ)
+    except SettingsError as error:
+        lines += faults.in_variables(Config, os.environ) or [str(error)]
+    else:
+        if not lines:
+            return config
+    raise ConfigError("\n".join(lines))

@@ -20,6 +20,7 @@ _OUTPUT = re.compile(
 )
 # A token without a text of its own (part of a character, a special token) in the middle of an answer.
 _SILENT = re.compile(rb'(?:"text"|"delta": ?\{"content"): ?""(?=.*"finish_reason": ?null)')
+_FINISHED = re.compile(rb'"finish_reason": ?"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,11 @@ class Frames:
         self._comment = comment
         self._edits = hide_usage or comment is not None
         self._tail = b""
+        self._last = b""  # the last frame of an answer
         self.content = 0  # frames that carry output
         self.usage: Usage | None = None
         self.done = False
-        self.error: bytes | None = None  # an error object instead of a first frame
+        self.error: bytes | None = None  # an error object that came as a frame, the last of them
         self.started = False
 
     def feed(self, data: bytes) -> bytes:
@@ -110,14 +112,18 @@ class Frames:
                 frame = self._comment() + frame
                 self._comment = None
             return frame
-        if not self.started:
-            self.started = True
-            if b'"error"' in frame[at : at + 24]:
-                self.error = frame[at + 5 :].strip()
-                return frame
+        self.started = True
+        self._last = frame
         if _carries_output(frame):
             self.content += 1
+        elif b'"error"' in frame[at : at + 24]:
+            self.error = frame[at + 5 :].strip()
         return frame
+
+    @property
+    def complete(self) -> bool:
+        """Whether the answer came to its end: with `[DONE]`, or at least with a reason to finish."""
+        return self.done or _FINISHED.search(self._last) is not None
 
     def _usage_frame(self, frame: bytes, at: int) -> bytes:
         try:
@@ -131,6 +137,7 @@ class Frames:
             self.started = True
             if reply.get("choices") == [] and usage is not None:
                 return b"" if self._hide_usage else frame
+            self._last = frame
             if _carries_output(frame):
                 self.content += 1
         return frame

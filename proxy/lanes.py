@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from proxy import health
 from proxy.breaker import Breaker
@@ -13,6 +14,7 @@ from proxy.energy.prior import Coefficients
 from proxy.engines.interface import Engine
 from proxy.gate import Gate
 from proxy.route import Lane
+from proxy.supervise import forever
 from proxy.tls import engine_context
 from proxy.upstream import Upstream
 
@@ -50,7 +52,8 @@ class Lanes:
         """Begin to probe the engines that are not probed yet."""
         for lane in self.active:
             if lane not in self._watches:
-                self._watches[lane] = asyncio.create_task(health.watch(lane, self._attribution, self._reprice))
+                look = partial(health.watch, lane, self._attribution, self._reprice)
+                self._watches[lane] = asyncio.create_task(forever(f"watching engine {lane.name}", look))
 
     def configure(self, config: Config) -> None:
         """Hold every engine to these limits."""

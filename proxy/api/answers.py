@@ -4,21 +4,31 @@ Joules are whole microjoules divided by a million, estimates too, so that they c
 the band say how far to trust them.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, BeforeValidator
 
 from proxy.energy.records import Outcome, Quality
 
-State = Literal["open", "closed", "final"]
+
+def _shown(state: str) -> str:
+    """A run that takes no more requests but still waits for joules is "closed" in the ledger, and open here."""
+    return "open" if state == "closed" else state
+
+
+State = Annotated[Literal["open", "final"], BeforeValidator(_shown)]
 
 
 class Energy(BaseModel):
-    """A sum of joules and the band it lies in; `quality` is that of its worst part, null for a sum of nothing."""
+    """A sum of joules and the band it lies in; `quality` is that of its worst part.
 
-    joules: float
-    joules_low: float
-    joules_high: float
+    All are null where an engine worked and no counter and no estimate saw any of it. 0 without a quality is what it
+    cost that no engine was reached.
+    """
+
+    joules: float | None
+    joules_low: float | None
+    joules_high: float | None
     quality: Quality | None
 
 
@@ -32,7 +42,7 @@ class Step(BaseModel):
     """What the requests of one step cost together."""
 
     requests: int
-    joules: float
+    joules: float | None
     output_tokens: int
 
 
@@ -48,7 +58,7 @@ class Workflow(Energy, Tokens):
     refused: int
     joules_per_run: float | None
     joules_per_output_token: float | None
-    joules_wasted: float
+    joules_wasted: float | None
     mean_duration_s: float | None
     by_component: dict[str, float]
     by_step: dict[str, Step]

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from starlette.types import Receive, Scope, Send
 
 from proxy.api import answers
 from proxy.energy.ledger import LedgerError
@@ -73,6 +74,14 @@ class Live(Protocol):
 
 class EnergyRoute(APIRoute):
     """Every error of these paths leaves as an OpenAI error object."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] in (self.methods or ()):
+            await super().handle(scope, receive, send)
+            return
+        refusal = Refusal(405, f"this path does not take {scope['method']}", "method_not_allowed")
+        allow = {"allow": ", ".join(sorted(self.methods or ()))}
+        await Response(refusal.body(), refusal.status, allow, "application/json")(scope, receive, send)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -163,8 +172,8 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         whose = scope(request, tenant)
         found = await asyncio.to_thread(reader.run, whose, run_id)
         owner = found["tenant"] if found else whose or _UNNAMED_TENANT
-        if live.close_run(owner, run_id):
-            return answers.Closed(run=run_id, tenant=owner, state="closed")
+        if live.close_run(owner, run_id):  # final it becomes with its last joule
+            return answers.Closed(run=run_id, tenant=owner, state="open")
         if found is None:
             raise Refusal(404, f"no run {run_id!r} is known", "run_not_found")
         return answers.Closed(run=run_id, tenant=owner, state=found["state"])
@@ -182,10 +191,11 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
     async def engines(request: Request) -> answers.Engines:
         scope(request, None)
         costs = await asyncio.to_thread(reader.engines)
-        free = {"joules": 0.0, "joules_low": 0.0, "joules_high": 0.0, "quality": None, "by_component": {}}
+        unknown = {"joules": None, "joules_low": None, "joules_high": None, "quality": None, "by_component": {}}
         now = {engine["name"]: engine for engine in live.engines()}
         rows = [
-            {"name": name} | now.get(name, {}) | costs.get(name, free) for name in [*now, *sorted(costs.keys() - now)]
+            {"name": name} | now.get(name, {}) | costs.get(name, unknown)
+            for name in [*now, *sorted(costs.keys() - now)]
         ]
         return answers.Engines.model_validate({"engines": rows})
 

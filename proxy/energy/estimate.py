@@ -24,9 +24,12 @@ def estimated_uj(elapsed_s: float, busy_s: float, cpus: int, full_w: float) -> i
 
 
 def busy_s() -> float:
-    """CPU-seconds of this machine in use since its start, over all logical CPUs (guests are within user and nice)."""
+    """CPU-seconds of this machine in use since its start, over all logical CPUs (guests are within user and nice).
+
+    Stolen time is none of it: other virtual machines had the processor then.
+    """
     times = psutil.cpu_times()
-    parts = ("user", "nice", "system", "irq", "softirq", "steal")
+    parts = ("user", "nice", "system", "irq", "softirq")
     return sum(getattr(times, part, 0.0) for part in parts)
 
 

@@ -1,10 +1,12 @@
 """What the ledger knows, as plain figures: joules, seconds, tokens.
 
 Joules are the stored microjoules divided by a million and nothing else, so that they still add up; rounding to what the
-quality permits is for whoever prints them for people.
+quality permits is for whoever prints them for people. What work cost that no counter saw is null, never 0: that is the
+cost of what did not reach an engine. Neither has a quality.
 """
 
 import json
+import os
 import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,12 +40,13 @@ def worst(qualities: Iterable[str]) -> str | None:
 
 @dataclass(slots=True)
 class _Energy:
-    """A sum of energy rows with its band."""
+    """A sum of energy rows with its band. `worked` says whether an engine did anything that has to have cost some."""
 
     uj: int = 0
     low_uj: int = 0
     high_uj: int = 0
     qualities: set[str] = field(default_factory=set)
+    worked: bool = False
 
     def add(self, row: sqlite3.Row) -> None:
         self.uj += row["uj"]
@@ -51,11 +54,20 @@ class _Energy:
         self.high_uj += row["high_uj"]
         self.qualities.add(row["quality"])
 
+    @property
+    def known(self) -> bool:
+        """Whether the sum says anything: a counter or an estimate stands behind a part of it, or there was no work."""
+        return bool(self.qualities) or not self.worked
+
+    def joules(self, uj: int | None = None) -> float | None:
+        """The sum, or a part of it, in joules; null where nothing is known."""
+        return (self.uj if uj is None else uj) / 1e6 if self.known else None
+
     def figures(self) -> dict[str, Any]:
         return {
-            "joules": self.uj / 1e6,
-            "joules_low": self.low_uj / 1e6,
-            "joules_high": self.high_uj / 1e6,
+            "joules": self.joules(),
+            "joules_low": self.joules(self.low_uj),
+            "joules_high": self.joules(self.high_uj),
             "quality": worst(self.qualities),
         }
 
@@ -87,7 +99,7 @@ class LedgerReader:
                 if row[count]:  # a total from which everything moved away says nothing
                     groups[row["tenant"], row["workflow"]][kind].append(row)
         figures = [_workflow(*key, *rows) for key, rows in groups.items()]
-        return sorted(figures, key=lambda row: (-row["joules"], row["tenant"], row["workflow"]))
+        return sorted(figures, key=lambda row: (-(row["joules"] or 0.0), row["tenant"], row["workflow"]))
 
     def runs(
         self, tenant: str | None = None, workflow: str | None = None, since: float | None = None, limit: int = 100
@@ -111,10 +123,16 @@ class LedgerReader:
                 " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality",
                 uids,
             ).fetchall()
+            sums: dict[str, _Energy] = defaultdict(_Energy)
+            for row in energy:
+                sums[row["run_uid"]].add(row)
+            for row in db.execute(
+                "SELECT DISTINCT run_uid FROM json_each(?) CROSS JOIN requests ON run_uid = value"
+                " CROSS JOIN attempts ON request_id = id WHERE dispatched IS NOT NULL",
+                (json.dumps([row["uid"] for row in rows if row["uid"] not in sums]),),
+            ):
+                sums[row["run_uid"]].worked = True
         counts = {row["run_uid"]: row for row in requests}
-        sums: dict[str, _Energy] = defaultdict(_Energy)
-        for row in energy:
-            sums[row["run_uid"]].add(row)
         return [
             {
                 **_run(row),
@@ -217,6 +235,22 @@ class LedgerReader:
                 yield db
 
 
+def check_place(path: Path) -> None:
+    """Look whether a gateway could keep its ledger there; nothing is made or changed. Raises LedgerError."""
+    folder = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    if not folder.is_dir():
+        raise LedgerError(f"{path}: the ledger cannot be created: {folder} is not a folder; set ledger.path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise LedgerError(f"{path}: the ledger cannot be created: {folder} cannot be written; set ledger.path")
+    if path.is_dir():
+        raise LedgerError(f"{path}: the ledger cannot be a folder; set ledger.path")
+    if os.path.lexists(path):
+        with explained(path), closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as db:
+            schema_version(db, path)
+        if not os.access(path, os.W_OK):
+            raise LedgerError(f"{path}: the ledger cannot be written; set ledger.path")
+
+
 def _matching(**values: str | None) -> tuple[str, tuple[str, ...]]:
     """A WHERE clause over columns of ours; what they must equal is passed as parameters."""
     given = {column: value for column, value in values.items() if value is not None}
@@ -235,16 +269,21 @@ def _workflow(
         total.add(row)
         _count(components, row["component"], row["uj"])
         wasted_uj += row["uj"] if row["outcome"] not in ("", Outcome.OK) else 0
+    total.worked = any(row["outcome"] != Outcome.REFUSED for row in requests)
     for row in requests:
-        step = steps.setdefault(row["step"], {"requests": 0, "joules": 0, "output_tokens": 0})
+        step = steps.setdefault(row["step"], {"requests": 0, "joules": 0.0, "output_tokens": 0})
         step["requests"] += row["requests"]
         step["output_tokens"] += row["output_tokens"]
-        step["joules"] = sum(part["uj"] for part in energy if part["step"] == row["step"]) / 1e6
+        if parts := [part["uj"] for part in energy if part["step"] == row["step"]]:
+            step["joules"] = sum(parts) / 1e6
+        elif row["outcome"] != Outcome.REFUSED:
+            step["joules"] = None
     outcomes = [(row["outcome"], row["requests"]) for row in requests]
     run_count = sum(row["runs"] for row in runs)
     ended = [row for row in runs if row["state"] != "open"]
     ended_count = sum(row["runs"] for row in ended)
     tokens = _tokens(requests)
+    joules = total.joules()
     return {
         "tenant": tenant,
         "workflow": workflow,
@@ -255,9 +294,9 @@ def _workflow(
         "refused": sum(count for outcome, count in outcomes if outcome == Outcome.REFUSED),
         **tokens,
         **total.figures(),
-        "joules_per_run": total.uj / 1e6 / run_count if run_count else None,
-        "joules_per_output_token": total.uj / 1e6 / tokens["output_tokens"] if tokens["output_tokens"] else None,
-        "joules_wasted": wasted_uj / 1e6,
+        "joules_per_run": _per(joules, run_count),
+        "joules_per_output_token": _per(joules, tokens["output_tokens"]),
+        "joules_wasted": total.joules(wasted_uj),
         "mean_duration_s": sum(row["duration_us"] for row in ended) / 1e6 / ended_count if ended_count else None,
         "by_component": _joules(components),
         "by_step": steps,
@@ -277,7 +316,7 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
     for row in db.execute(f"SELECT attempts.* {of_request.format('attempts')} ORDER BY request_id, n", ids):
         attempts[row["request_id"]].append(row)
     energy: dict[str, list[sqlite3.Row]] = defaultdict(list)
-    total = _Energy()
+    total = _Energy(worked=any(_worked(tries) for tries in attempts.values()))
     for row in db.execute(f"SELECT energy.* {of_request.format('energy')}", ids):
         energy[row["request_id"]].append(row)
         total.add(row)
@@ -286,7 +325,7 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
 
 def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row]) -> dict[str, Any]:
     """A request's figures; the times are the client's, from its arrival at the gateway on."""
-    total = _Energy()
+    total = _Energy(worked=_worked(attempts))
     components: dict[str, int] = {}
     phases = {phase.value: 0 for phase in Phase}
     for part in energy:
@@ -308,18 +347,38 @@ def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3
         "ttft_s": None if first is None else first - row["received"],
         **total.figures(),
         "by_component": _joules(components),
-        "by_phase": _joules(phases),
+        "by_phase": _joules(phases) if total.known else {},
     }
 
 
+def _worked(attempts: Iterable[sqlite3.Row]) -> bool:
+    return any(attempt["dispatched"] is not None for attempt in attempts)
+
+
 def _by_step(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    steps: dict[str, dict[str, Any]] = {}
+    by_step: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for request in requests:
-        step = steps.setdefault(request["step"], {"requests": 0, "joules": 0.0, "output_tokens": 0})
-        step["requests"] += 1
-        step["joules"] = round(step["joules"] + request["joules"], 6)
-        step["output_tokens"] += request["output_tokens"] or 0
-    return steps
+        by_step[request["step"]].append(request)
+    return {
+        step: {
+            "requests": len(those),
+            "joules": _sum(those),
+            "output_tokens": sum(request["output_tokens"] or 0 for request in those),
+        }
+        for step, those in by_step.items()
+    }
+
+
+def _sum(requests: list[dict[str, Any]]) -> float | None:
+    """What is known of their joules; null where that is nothing although an engine worked."""
+    joules = [request["joules"] for request in requests]
+    if None in joules and not any(request["quality"] for request in requests):
+        return None
+    return round(sum(part or 0.0 for part in joules), 6)
+
+
+def _per(joules: float | None, count: int) -> float | None:
+    return None if joules is None or not count else joules / count
 
 
 def _tokens(rows: Iterable[sqlite3.Row]) -> dict[str, int]:

@@ -7,7 +7,7 @@ never reaches a request.
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -43,6 +43,7 @@ class Meter:
         self._reading = ThreadPoolExecutor(1, "counters")
         self._writing = ThreadPoolExecutor(1, "ledger")
         self._backlog: deque[Second] = deque()
+        self._booked_uj: Counter[str] = Counter()  # by device, settled and not yet in a batch
         self._committing = asyncio.Lock()
         self._commit = asyncio.Event()
         reader = LedgerReader(ledger.path)
@@ -72,6 +73,8 @@ class Meter:
     def open_uj(self) -> dict[str, int]:
         """What was read and is not yet committed, by device: open windows, and settled ones on their way to disk."""
         open_uj = self._attribution.open_uj()
+        for device, uj in self._booked_uj.items():
+            open_uj[device] += uj
         for second in self._backlog:
             for w in second.batch.windows:
                 open_uj[w.device] += w.workflow_uj + w.idle_uj + w.foreign_uj + w.gap_uj
@@ -111,7 +114,7 @@ class Meter:
     def _take(self, reading: Reading) -> None:
         name = reading.device
         before = self._before.get(name)
-        if name not in self.last and before is not None:
+        if name not in self.last and before is not None and _goes_on(before, self.devices[name]):
             self._attribution.resume(name, reading.t, reading.energy_uj, before.raw_uj)
         else:
             self._attribution.reading(name, reading.t, reading.energy_uj)
@@ -137,10 +140,12 @@ class Meter:
             now, began = until or clock.now(), time.monotonic()
             for settled in self._attribution.settle(now):
                 self._book.book(settled)
+                self._booked_uj[settled.device] += settled.delta_uj
                 if time.monotonic() - began > SLICE_S:  # whoever streams has waited long enough
                     await asyncio.sleep(0)
                     began = time.monotonic()
             second = self._book.batch(clock.now(), devices, self._attribution.is_settled)
+            self._booked_uj.clear()
             second.batch.devices.extend(self._device_records(devices))
             if second:
                 self._backlog.append(second)
@@ -206,6 +211,17 @@ class Meter:
         self._ledger.close()
         for source in self._sources:
             source.close()
+
+
+def _goes_on(before: DeviceRecord, device: Device) -> bool:
+    """Whether a device's counter may be the one that an earlier process read, so that the difference is energy.
+
+    An estimate's never is: it counts from the start of its process, and only by chance stands above where the last one
+    ended. Another model or quality under the same name is another counter, with a zero of its own.
+    """
+    if device.quality is Quality.ESTIMATED:
+        return False
+    return (before.model, before.quality) == (device.model, device.quality)
 
 
 def worst_quality(devices: Mapping[str, Device]) -> Quality | None:

@@ -9,7 +9,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from proxy.energy.attribution import Settled
 from proxy.energy.records import (
     AttemptRecord,
     Batch,
@@ -21,12 +20,18 @@ from proxy.energy.records import (
     RunRecord,
     WindowRecord,
 )
+from proxy.energy.share import Settled
 from proxy.energy.sources import Device
 from proxy.energy.work import Progress
 from proxy.identify import Identity
 from proxy.telemetry.metrics import EnergyDelta
 
 WASTED = {Outcome.CANCELLED: "cancelled", Outcome.FAILED: "failed", Outcome.ERROR: "failed"}
+
+
+def share_quality(counter: Quality) -> Quality:
+    """A share of a measured total is attributed; of an estimate it stays an estimate."""
+    return Quality.ATTRIBUTED if counter is Quality.MEASURED else counter
 
 
 @dataclass(slots=True, eq=False)
@@ -250,23 +255,18 @@ class Book:
     ) -> tuple[list[EnergyRecord], list[EnergyDelta], dict[str, Receipt]]:
         """The joules booked since the last call, for the ledger and for the metrics, and whose they are."""
         records: list[EnergyRecord] = []
-        deltas: list[EnergyDelta] = []
+        sums: dict[tuple[str, str, str, str, str, Quality], int] = defaultdict(int)
         paid: dict[str, Receipt] = {}
         for (request_id, n, device, phase), (uj, low, high) in self._energy.items():
             receipt, known = self._receipts[request_id], devices[device]
-            # A share of a measured total is attributed; of an estimate it stays an estimate.
-            quality = Quality.ATTRIBUTED if known.quality is Quality.MEASURED else known.quality
-            attempt = receipt.attempts[n - 1]
+            quality, attempt, run = share_quality(known.quality), receipt.attempts[n - 1], receipt.run
             records.append(EnergyRecord(request_id, n, device, known.component, phase, quality, uj, low, high))
-            run = receipt.run
-            deltas.append(
-                EnergyDelta(run.tenant, run.label, receipt.step, attempt.engine, known.component, quality, uj)
-            )
+            sums[run.tenant, run.label, receipt.step, attempt.engine, known.component, quality] += uj
             paid[request_id] = receipt
             if not attempt.noted:  # it goes to the ledger before its joules
                 self._dirty[request_id] = receipt
         self._energy = {}
-        return records, deltas, paid
+        return records, [EnergyDelta(*key, uj) for key, uj in sums.items()], paid
 
     def _close_runs(self, now: float) -> list[Run]:
         """Close the runs that are complete or quiet; returns those that became final."""

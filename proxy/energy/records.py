@@ -1,7 +1,8 @@
 """The plain records that energy accounting hands to the ledger and to the metrics, once a second, as one batch.
 
 Energies are integers of microjoules, times Unix seconds. Energy and window records are *deltas* to add; the others
-replace what the ledger holds under the same key.
+replace what the ledger holds under the same key. (Those made for every request are not frozen: that would take three
+times as long, thousands of times a second. Nobody changes them.)
 """
 
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class RunRecord:
     state: str  # "open", "closed" (no more requests), "final" (closed and every joule settled)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RequestRecord:
     """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames" or "none"."""
 
@@ -71,7 +72,7 @@ class RequestRecord:
     settled: bool  # no joule of it is still to come
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class AttemptRecord:
     """One try of a request on one engine; `n` counts from 1."""
 
@@ -86,7 +87,7 @@ class AttemptRecord:
     outcome: Outcome | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EnergyRecord:
     """Settled microjoules of one attempt on one device in one phase, to add; low and high are the band."""
 

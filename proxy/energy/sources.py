@@ -5,7 +5,7 @@ may come back. Further sources register under the entry point group `joulegate.s
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Protocol
@@ -16,7 +16,8 @@ from proxy.energy.records import Quality
 
 logger = logging.getLogger(__name__)
 
-ESTIMATE = "estimate"  # the entry point that is opened only where nothing is measured
+ESTIMATE = "estimate"  # the entry point that is opened only where a counter is wanting
+OURS = ("zeus", "zeusd", ESTIMATE)  # what reads a host that says how; a further source may know its host by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +123,37 @@ def open_estimate(host: str, settings: Host) -> Source | None:
     return Estimate(host, settings.cpu_watts) if settings.local else None
 
 
-def open_sources(hosts: Mapping[str, Host], engines_here: bool = True) -> tuple[list[Source], list[str]]:
+def on_cpu(devices: Iterable[Device]) -> tuple[str, ...]:
+    """Of a host's devices those that work on its CPU moves: every one but the GPUs."""
+    return tuple(device.name for device in devices if device.component != "gpu")
+
+
+def on_gpus(devices: Iterable[Device]) -> tuple[str, ...]:
+    """Of a host's devices those that work on its GPUs moves, CPU and memory beside them; `on_cpu` where it has none.
+
+    An estimate does not stand beside a GPU's counter: the sum would be no better than the estimate.
+    """
+    devices = list(devices)
+    if not any(device.component == "gpu" for device in devices):
+        return on_cpu(devices)
+    return tuple(device.name for device in devices if device.quality is not Quality.ESTIMATED)
+
+
+def unreadable(hosts: Mapping[str, Host]) -> list[str]:
+    """The hosts that nothing registered can read: they are neither local nor behind a zeusd."""
+    if any(point.name not in OURS for point in entry_points(group="joulegate.sources")):
+        return []
+    return [name for name, host in hosts.items() if not host.local and not host.zeusd]
+
+
+def open_sources(
+    hosts: Mapping[str, Host], engines_here: bool = True, engines_on_cpu: bool = False
+) -> tuple[list[Source], list[str]]:
     """Open what is registered for every host, and say in lines for people what is measured, and how well.
 
     `engines_here` tells whether an engine runs on this machine: without a counter its energy is then estimated; the
-    energy of engines elsewhere never is. Estimates are said first. A zeusd that is away costs a second.
+    energy of engines elsewhere never is. `engines_on_cpu` tells whether one of these runs on the CPU: one without a
+    counter is then estimated even beside a GPU's. Estimates are said first. A zeusd that is away costs a second.
     """
     openers = {point.name: point for point in entry_points(group="joulegate.sources")}
     if not openers:
@@ -153,18 +180,27 @@ def open_sources(hosts: Mapping[str, Host], engines_here: bool = True) -> tuple[
         found = [source for name in sorted(openers) if name != ESTIMATE for source in opened(name, host, settings)]
         devices = [device for source in found for device in source.devices]
         lines += [line for source in found for line in source.notes]
-        if devices:
-            lines += _measured(host, devices)
-        elif settings.local and engines_here and ESTIMATE in openers:
+        lines += _measured(host, devices)
+        blind = not on_cpu(devices) if engines_on_cpu else not devices
+        if settings.local and engines_here and blind and ESTIMATE in openers:
             guesses = opened(ESTIMATE, host, settings)
-            estimates += [line for source in guesses for line in source.notes]
+            notes = [line for source in guesses for line in source.notes]
+            estimates += [_beside(host, settings)] if devices and guesses else notes
             found += guesses
-        elif settings.local:
+        elif settings.local and not devices:
             lines.append(f"{host}: no GPU or RAPL counter, and no engine of this machine: nothing is measured here")
-        elif not settings.zeusd:
+        elif not settings.zeusd and not devices:
             lines.append(f"{host}: neither local nor zeusd is given: nothing is measured")
         sources += found
     return sources, estimates + lines
+
+
+def _beside(host: str, settings: Host) -> str:
+    watts = f"at {settings.cpu_watts:.3g} W" if settings.cpu_watts else "at a guessed wattage; cpu_watts sets it"
+    return (
+        f"{host}: no counter of the CPU; its energy is estimated from CPU use ({watts}): "
+        "good for comparing runs on this machine, not for absolute figures"
+    )
 
 
 def _measured(host: str, devices: Sequence[Device]) -> list[str]:

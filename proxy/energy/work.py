@@ -1,8 +1,13 @@
 """What one attempt did in a stretch of time: seconds, prompt tokens, output tokens, context read."""
 
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from proxy.energy.prior import Coefficients
+
+Steps = Callable[[float, float], float]  # engine steps between two times
 
 
 @dataclass(slots=True, eq=False)
@@ -10,7 +15,9 @@ class Progress:
     """One attempt as it runs; the data plane writes, attribution reads. Times are Unix seconds.
 
     `frames` counts content frames seen so far; `marks` are (time, frames) at readings. Token counts are null until the
-    engine's usage is known. `prompt_guess` stands in for the prompt's length until then.
+    engine's usage is known. `prompt_guess` stands in for the prompt's length until then. Of an attempt without a stream
+    `marks` are (time, output tokens) and `first_guess` is its first token, both as they were guessed for windows that
+    could wait no longer (`hold`).
     """
 
     request_id: str
@@ -25,7 +32,19 @@ class Progress:
     prompt_tokens: int | None = None
     cached_tokens: int | None = None
     output_tokens: int | None = None
-    marks: list[tuple[float, int]] = field(default_factory=list)
+    marks: list[tuple[float, float]] = field(default_factory=list)
+    first_guess: float | None = None
+
+    @property
+    def visible(self) -> bool:
+        """Whether its tokens are seen as they come: a stream was asked for, or came unasked."""
+        return self.streamed or self.frames > 0
+
+    @property
+    def uncached(self) -> int:
+        """Prompt tokens that the engine had to compute, as far as that is known."""
+        prompt = self.prompt_tokens if self.prompt_tokens is not None else self.prompt_guess
+        return max(0, prompt - (self.cached_tokens or 0))
 
     def overlaps(self, t0: float, t1: float) -> bool:
         return self.dispatched < t1 and (self.ended is None or self.ended > t0)
@@ -34,14 +53,19 @@ class Progress:
         """Content frames seen until `t`: linear between marks."""
         if self.ended is not None and t >= self.ended:
             return self.frames
-        before_t, before = self.first or self.dispatched, 0
-        for mark_t, frames in self.marks:
-            if mark_t >= t:
-                return before if mark_t == before_t else before + (frames - before) * part(t, before_t, mark_t)
-            before_t, before = mark_t, frames
-        if self.ended is None:
-            return before
-        return before + (self.frames - before) * part(t, before_t, self.ended)
+        origin_t = self.first or self.dispatched
+        if self.marks and t <= self.marks[-1][0]:
+            return _along(self.marks, t, origin_t)
+        before_t, before = self.marks[-1] if self.marks else (origin_t, 0)
+        return before if self.ended is None else before + (self.frames - before) * part(t, before_t, self.ended)
+
+
+def _along(marks: Sequence[tuple[float, float]], t: float, origin_t: float) -> float:
+    """The curve from 0 at `origin_t` through the marks, at a time that is not after the last of them."""
+    index = bisect_left(marks, (t, -1.0))
+    before_t, before = marks[index - 1] if index else (origin_t, 0.0)
+    mark_t, count = marks[index]
+    return before if mark_t == before_t else before + (count - before) * part(t, before_t, mark_t)
 
 
 def part(t: float, t0: float, t1: float) -> float:
@@ -51,8 +75,7 @@ def part(t: float, t0: float, t1: float) -> float:
     return min(1.0, max(0.0, (t - t0) / (t1 - t0)))
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """One attempt's part in one window: seconds before and after its first token, tokens, and context read."""
 
     prefill_s: float
@@ -62,30 +85,84 @@ class Work:
     context: float  # Σ over output tokens of the context length
 
 
-def work_in(progress: Progress, t0: float, t1: float, now: float, prices: Coefficients) -> Work:
+def work_in(
+    progress: Progress, t0: float, t1: float, now: float, prices: Coefficients, steps: Steps | None = None
+) -> Work:
     """What `progress` did between `t0` and `t1`, by what is known of it at `now`.
 
-    Without a stream nobody saw the first token: its time is then placed by the prices of prompt and output. Before the
-    first token of a running stream, the prompt is taken to last until `now`.
+    Without a stream nobody saw the tokens. The first is then placed by the price of the prompt; from there to the end
+    the usage is spread evenly, and while there is no usage a token is made with every step of the engine. `steps`
+    counts those; without it they come at the prior's pace. A running stream's prompt lasts until `now` at least, as
+    long as no token was seen.
     """
     start, end = progress.dispatched, progress.ended if progress.ended is not None else max(now, t1)
     prompt = progress.prompt_tokens if progress.prompt_tokens is not None else progress.prompt_guess
-    uncached = max(0, prompt - (progress.cached_tokens or 0))
-    output = progress.output_tokens if progress.output_tokens is not None else progress.frames
-    if progress.first is not None and progress.streamed:
-        first = progress.first
-    elif progress.ended is not None and output:
-        prefill_s, decode_s = uncached * prices.prompt_s, output * prices.step_s
-        first = start + (end - start) * prefill_s / ((prefill_s + decode_s) or 1.0)
+    first = first_token(progress, end, prices)
+    if not progress.visible:
+        before = _guessed(progress, t0, first, end, prices, steps)
+        after = _guessed(progress, t1, first, end, prices, steps)
     else:
-        first = end
-    uncached_part = part(t1, start, first) - part(t0, start, first)
-    if progress.streamed and progress.frames:
-        before, after = (output * progress.frames_at(t) / progress.frames for t in (t0, t1))
-    else:
-        before, after = (output * part(t, first, end) for t in (t0, t1))
+        output = progress.output_tokens if progress.output_tokens is not None else progress.frames
+        if frames := progress.frames:
+            before = output * progress.frames_at(t0) / frames
+            after = output * progress.frames_at(t1) / frames
+        else:
+            before, after = output * part(t0, first, end), output * part(t1, first, end)
     tokens = max(0.0, after - before)
     low, high = max(t0, start), min(t1, end)
     seconds = max(0.0, high - low)
-    prefill = min(seconds, max(0.0, min(first, high) - low))
-    return Work(prefill, seconds - prefill, uncached * uncached_part, tokens, tokens * (prompt + (before + after) / 2))
+    prefill_s, uncached = 0.0, 0.0
+    if t0 <= first:
+        prefill_s = min(seconds, max(0.0, min(first, high) - low))
+        uncached = progress.uncached * (part(t1, start, first) - part(t0, start, first))
+    return Work(prefill_s, seconds - prefill_s, uncached, tokens, tokens * (prompt + (before + after) / 2))
+
+
+def first_token(progress: Progress, end: float, prices: Coefficients) -> float:
+    """When the first token came, or is taken to have come; `end` is the attempt's, or as far as is looked."""
+    if progress.visible and progress.first is not None:
+        return progress.first
+    if progress.first_guess is not None:
+        return progress.first_guess
+    prompt_s = progress.uncached * prices.prompt_s
+    if progress.ended is None:
+        placed = progress.dispatched + prompt_s
+        return max(placed, end) if progress.visible else placed
+    output = progress.output_tokens
+    if output is None and progress.visible:
+        output = progress.frames
+    if output == 0:
+        return end
+    # Who waited longer than the prices say did so among others, which slows every token; who was faster, was in both.
+    whole_s = prompt_s + (output or 0) * prices.step_s
+    return progress.dispatched + prompt_s * min(1.0, (end - progress.dispatched) / (whole_s or 1.0))
+
+
+def hold(progress: Progress, t: float, now: float, prices: Coefficients, steps: Steps) -> None:
+    """Hold on to what is guessed of a running attempt's output until `t`, because a window is settled by it.
+
+    When its usage comes, what is left of it goes to the windows that are still open, and nothing is told twice.
+    """
+    if progress.visible or progress.ended is not None or progress.output_tokens is not None:
+        return
+    first = first_token(progress, max(now, t), prices)
+    if t > first and not (progress.marks and t <= progress.marks[-1][0]):
+        made = _guessed(progress, t, first, max(now, t), prices, steps)
+        progress.first_guess = first
+        progress.marks.append((t, made))
+
+
+def _guessed(
+    progress: Progress, t: float, first: float, end: float, prices: Coefficients, steps: Steps | None
+) -> float:
+    """Output tokens made until `t` by an attempt whose tokens nobody sees."""
+    held_t, held = progress.marks[-1] if progress.marks else (first, 0.0)
+    if t < held_t:
+        return _along(progress.marks, t, first) if progress.marks else 0.0
+    since = max(held_t, first)
+    if progress.output_tokens is not None:
+        return held + max(0.0, progress.output_tokens - held) * part(t, since, end)
+    until = min(t, end)
+    if until <= since:
+        return held
+    return held + (steps(since, until) if steps else (until - since) / prices.step_s)

@@ -4,7 +4,7 @@ Energy moves with the ledger: `apply` is called once for each batch that the led
 """
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
@@ -30,11 +30,7 @@ WAIT_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120,
 
 @dataclass(frozen=True, slots=True)
 class EnergyDelta:
-    """Settled microjoules to add for one attempt on one component; workflow and step are admitted labels.
-
-    `waste` is the reason ("cancelled", "failed", "retried") when it is known already that they bought nothing. A delta
-    of 0 µJ makes the series visible: Prometheus sees growth only, so of a series that is born at 5 J it misses these.
-    """
+    """Settled microjoules to add for one attempt on one component; workflow and step are admitted labels."""
 
     tenant: str
     workflow: str
@@ -43,7 +39,6 @@ class EnergyDelta:
     component: str
     quality: Quality
     uj: int
-    waste: str | None = None
 
 
 class Itl(Spread):
@@ -91,6 +86,8 @@ class Metrics(Collector):
             "Requests that ended.",
             ("tenant", "workflow", "engine", "model", "code", "outcome"),
         )
+        self.ignored_ids = Totals("joulegate_ignored_ids", "Ids of other tools that could not be ids.", ())
+        self._born: set[tuple[str, str, str, str]] = set()
         self.run_energy = Histogram("joulegate_run_energy_joules", "Joules of a finished run.", ("workflow",), ENERGY_J)
         self.run_duration = Histogram(
             "joulegate_run_duration_seconds", "First request to last completion of a run.", ("workflow",), RUN_S
@@ -102,7 +99,7 @@ class Metrics(Collector):
         self.itl_seconds = Histogram("joulegate_itl_seconds", "Between two output frames of a stream.", who, ITL_S)
         self.wait_seconds = Histogram("joulegate_queue_wait_seconds", "Arrival at the gate to dispatch.", who, WAIT_S)
         self._tables: tuple[Totals | Histogram, ...] = (
-            *(self.energy, self.devices, self.waste, self.tokens_by_kind, self.requests),
+            *(self.energy, self.devices, self.waste, self.tokens_by_kind, self.requests, self.ignored_ids),
             *(self.run_energy, self.run_duration, self.request_duration),
             *(self.ttft_seconds, self.itl_seconds, self.wait_seconds),
         )
@@ -124,13 +121,30 @@ class Metrics(Collector):
         for delta in energy:
             key = (delta.tenant, delta.workflow, delta.step, delta.engine, delta.component, delta.quality.value)
             self.energy.add(key, delta.uj)
-            if delta.waste is not None:
-                self.waste.add((delta.workflow, delta.waste), delta.uj)
         for window in windows:
             host, device = host_and_device(window.device)
             for share in ("workflow", "idle", "foreign", "gap"):
                 uj: int = getattr(window, f"{share}_uj")
                 self.devices.add((host, device, share, window.quality.value), uj)
+
+    def born(
+        self, tenant: str, workflow: str, step: str, engine: str, parts: Callable[[str], Mapping[str, Quality]]
+    ) -> None:
+        """Make the series of a step's energy and tokens visible at 0, before the first joule is settled.
+
+        Prometheus counts growth only: a series that is born at 5 J loses these 5 J.
+        """
+        key = (tenant, workflow, step, engine)
+        if key in self._born:
+            return
+        self._born.add(key)
+        for component, quality in parts(engine).items():
+            self.energy.add((*key, component, quality.value), 0)
+        self.tokens(tenant, workflow, step, 0, 0, 0)
+
+    def ids_ignored(self, count: int) -> None:
+        """Ids in other tools' headers that could not be ids."""
+        self.ignored_ids.add((), count)
 
     def wasted(self, workflow: str, reason: str, uj: int) -> None:
         """Joules of an attempt that were counted before it was known that they bought nothing."""

@@ -2,6 +2,7 @@
 
 `python stub_engine.py MODEL STEP_MS [PORT]` prints its port. One step gives every request in its batch one token, as in
 a real engine. How a request is served can be scripted: for all with `POST /stub`, for one with `stub` in its body.
+Offered tools, it calls every one of them; asked for JSON of a schema, it says some that fits.
 """
 
 import asyncio
@@ -10,13 +11,14 @@ import json
 import struct
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
 WORD = "joule "
+PIECE = 5  # characters of JSON in a token
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,10 @@ class Engine:
                 self.moved.set()
                 self.moved = asyncio.Event()
 
-    async def token(self, served: Served) -> str:
+    async def token(self, served: Served) -> None:
         await self.moved.wait()
         self.output_tokens += 1
         served.tokens += 1
-        return WORD
 
     def metrics(self) -> str:
         label = f'{{model_name="{self.model}"}}'
@@ -89,6 +90,22 @@ class Died(Exception):
     """The script says that the engine breaks off here."""
 
 
+class Call(NamedTuple):
+    """A tool that is called, its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class Token(NamedTuple):
+    """One token of the answer, or of the arguments of its call number `item`; the first or last of them."""
+
+    text: str
+    item: int
+    first: bool
+    last: bool
+
+
 class Answer:
     """One request being served; a kind of endpoint says in which words."""
 
@@ -99,6 +116,8 @@ class Answer:
         asked = self.body.get("max_completion_tokens") or self.body.get("max_tokens")
         self.wanted = int(asked or self.body.get("max_output_tokens") or 8)
         self.prompt = prompt_tokens(self.body)
+        self.calls = calls(self.body)
+        self.json = structured(self.body)
 
     async def serve(self) -> web.StreamResponse:
         if self.script.refuse:
@@ -116,7 +135,7 @@ class Answer:
             self.engine.prompt_tokens += self.prompt
             if self.body.get("stream"):
                 return await self.stream()
-            text = "".join([text async for text in self.tokens()])
+            text = "".join([token.text async for token in self.tokens()])
             self.served.end = "done"
             return web.json_response(self.whole(text), headers={"x-stub": "whole"})
         except Died:
@@ -127,14 +146,24 @@ class Answer:
         finally:
             self.engine.running -= 1
 
-    async def tokens(self) -> AsyncIterator[str]:
-        for n in range(self.wanted):
+    async def tokens(self) -> AsyncIterator[Token]:
+        for n, token in enumerate(self.said()):
             if n == self.script.die_after:
                 raise Died
             if n == self.script.stall_after:
                 await asyncio.Event().wait()
-            word = await self.engine.token(self.served)
-            yield json.dumps(self.body) if self.script.echo else word
+            await self.engine.token(self.served)
+            yield token._replace(text=json.dumps(self.body)) if self.script.echo else token
+
+    def said(self) -> Iterator[Token]:
+        """What is to be said in all; calls and JSON are said to their end, whatever the length asked for."""
+        whole = [call.arguments for call in self.calls] or ([self.json] if self.json else [])
+        for item, text in enumerate(whole):
+            for at in range(0, len(text), PIECE):
+                yield Token(text[at : at + PIECE], item, at == 0, at + PIECE >= len(text))
+        if not whole:
+            for n in range(self.wanted):
+                yield Token(WORD, 0, n == 0, n == self.wanted - 1)
 
     async def started(self) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8", "x-stub": "stream"})
@@ -156,8 +185,8 @@ class Answer:
         response = await self.started()
         for frame in self.opening():
             await response.write(frame)
-        async for text in self.tokens():
-            await response.write(self.delta(text))
+        async for token in self.tokens():
+            await response.write(self.delta(token))
         self.served.end = "done"
         for frame in self.closing():
             await response.write(frame)
@@ -185,7 +214,7 @@ class Answer:
     def opening(self) -> list[bytes]:
         return []
 
-    def delta(self, text: str) -> bytes:
+    def delta(self, token: Token) -> bytes:
         raise NotImplementedError
 
     def closing(self) -> list[bytes]:
@@ -193,26 +222,42 @@ class Answer:
 
 
 class Chat(Answer):
+    @property
+    def finish(self) -> str:
+        return "tool_calls" if self.calls else "stop" if self.json else "length"
+
     def whole(self, text: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text}
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if self.calls:
+            called = [
+                {"id": f"call-{n}", "type": "function", "function": c._asdict()} for n, c in enumerate(self.calls)
+            ]
+            message |= {"content": None, "tool_calls": called}
         reply = self.head("chat.completion")
-        reply["choices"] = [{"index": 0, "message": message, "finish_reason": "length"}]
+        reply["choices"] = [{"index": 0, "message": message, "finish_reason": self.finish}]
         return {**reply, "usage": self.usage} if self.script.usage else reply
 
-    def chunk(self, delta: dict[str, str], finish: str | None = None) -> bytes:
+    def chunk(self, delta: dict[str, Any], finish: str | None = None) -> bytes:
         chunk = self.head("chat.completion.chunk")
         chunk["choices"] = [{"index": 0, "delta": delta, "finish_reason": finish}]
         return sse({**chunk, "usage": None} if self.asked_usage else chunk)
 
     def opening(self) -> list[bytes]:
-        return [self.chunk({"role": "assistant", "content": ""})]
+        return [self.chunk({"role": "assistant", "content": None if self.calls else ""})]
 
-    def delta(self, text: str) -> bytes:
-        return self.chunk({"content": text})
+    def delta(self, token: Token) -> bytes:
+        if not self.calls:
+            return self.chunk({"content": token.text})
+        call, begun = {"index": token.item, "function": {"arguments": token.text}}, b""
+        if token.first:
+            function = {"name": self.calls[token.item].name, "arguments": ""}
+            begin = {"index": token.item, "id": f"call-{token.item}", "type": "function", "function": function}
+            begun = self.chunk({"tool_calls": [begin]})
+        return begun + self.chunk({"tool_calls": [call]})
 
     def closing(self) -> list[bytes]:
         usage = [sse({**self.head("chat.completion.chunk"), "choices": [], "usage": self.usage})]
-        return [self.chunk({}, "length"), *(usage if self.asked_usage else []), b"data: [DONE]\n\n"]
+        return [self.chunk({}, self.finish), *(usage if self.asked_usage else []), b"data: [DONE]\n\n"]
 
 
 class Completion(Answer):
@@ -221,8 +266,8 @@ class Completion(Answer):
         reply["choices"] = [{"index": 0, "text": text, "finish_reason": "length"}]
         return {**reply, "usage": self.usage}
 
-    def delta(self, text: str) -> bytes:
-        choice = {"index": 0, "text": text, "finish_reason": None}
+    def delta(self, token: Token) -> bytes:
+        choice = {"index": 0, "text": token.text, "finish_reason": None}
         return sse({**self.head("text_completion"), "choices": [choice]})
 
     def closing(self) -> list[bytes]:
@@ -231,11 +276,23 @@ class Completion(Answer):
 
 
 class Response(Answer):
-    """The Responses API: named events, usage in the last one, no `[DONE]`."""
+    """The Responses API: numbered events with names, usage in the last one, no `[DONE]`."""
+
+    events = 0
+
+    def items(self, status: str, text: str) -> list[dict[str, Any]]:
+        if not self.calls:
+            content = [self.part(text)] if status == "completed" else []
+            return [{"id": "msg-0", "type": "message", "role": "assistant", "status": status, "content": content}]
+        return [
+            {"id": f"fc-{n}", "type": "function_call", "call_id": f"call-{n}", "status": status, **call._asdict()}
+            for n, call in enumerate(self.calls)
+        ]
+
+    def part(self, text: str) -> dict[str, Any]:
+        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
     def response(self, status: str, text: str) -> dict[str, Any]:
-        part = {"type": "output_text", "text": text, "annotations": []}
-        message = {"id": "msg-1", "type": "message", "role": "assistant", "status": status, "content": [part]}
         usage = {
             "input_tokens": self.prompt,
             "input_tokens_details": {"cached_tokens": self.script.cached},
@@ -244,25 +301,51 @@ class Response(Answer):
             "total_tokens": self.prompt + self.served.tokens,
         }
         whole = {"id": "resp-1", "object": "response", "created_at": 1, "model": self.body.get("model")}
-        settings = {"status": status, "parallel_tool_calls": False, "tool_choice": "auto", "tools": []}
-        done = {"output": [message], "usage": usage} if status == "completed" else {"output": [], "usage": None}
-        return {**whole, **settings, **done}
+        settings = {"status": status, "parallel_tool_calls": True, "tool_choice": "auto", "tools": []}
+        completed = {"output": self.items(status, text), "usage": usage}
+        return {**whole, **settings, **(completed if status == "completed" else {"output": [], "usage": None})}
 
     def whole(self, text: str) -> dict[str, Any]:
         return self.response("completed", text)
 
     def event(self, kind: str, **fields: Any) -> bytes:
-        return f"event: {kind}\n".encode() + sse({"type": kind, "sequence_number": 0, **fields})
+        self.events += 1
+        return f"event: {kind}\n".encode() + sse({"type": kind, "sequence_number": self.events - 1, **fields})
 
     def opening(self) -> list[bytes]:
-        return [self.event("response.created", response=self.response("in_progress", ""))]
+        response = self.response("in_progress", "")
+        return [self.event(f"response.{what}", response=response) for what in ("created", "in_progress")]
 
-    def delta(self, text: str) -> bytes:
-        place = {"item_id": "msg-1", "output_index": 0, "content_index": 0, "logprobs": []}
-        return self.event("response.output_text.delta", delta=text, **place)
+    def delta(self, token: Token) -> bytes:
+        """A token, within what is said before the first and after the last of an item."""
+        n = token.item
+        place: dict[str, Any] = {"item_id": f"fc-{n}" if self.calls else "msg-0", "output_index": n}
+        frames: list[bytes] = []
+        if token.first:
+            item = self.items("in_progress", "")[n] | ({"arguments": ""} if self.calls else {})
+            frames.append(self.event("response.output_item.added", output_index=n, item=item))
+        if self.calls:
+            frames.append(self.event("response.function_call_arguments.delta", delta=token.text, **place))
+        else:
+            place["content_index"] = 0
+            if token.first:
+                frames.append(self.event("response.content_part.added", part=self.part(""), **place))
+            frames.append(self.event("response.output_text.delta", delta=token.text, logprobs=[], **place))
+        text = "".join(said.text for said in self.said() if said.item == n) if token.last else ""
+        if token.last and self.calls:
+            name = self.calls[n].name
+            frames.append(self.event("response.function_call_arguments.done", arguments=text, name=name, **place))
+        elif token.last:
+            frames.append(self.event("response.output_text.done", text=text, logprobs=[], **place))
+            frames.append(self.event("response.content_part.done", part=self.part(text), **place))
+        if token.last:
+            item = self.items("completed", text)[n]
+            frames.append(self.event("response.output_item.done", output_index=n, item=item))
+        return b"".join(frames)
 
     def closing(self) -> list[bytes]:
-        return [self.event("response.completed", response=self.response("completed", WORD * self.served.tokens))]
+        text = "".join(token.text for token in self.said())
+        return [self.event("response.completed", response=self.response("completed", text))]
 
 
 def sse(content: Any) -> bytes:
@@ -275,16 +358,60 @@ def error(code: int, said: str = "") -> dict[str, Any]:
 
 def prompt_tokens(body: dict[str, Any]) -> int:
     """A word is a token."""
-    prompt = body.get("prompt") or body.get("input") or [m["content"] for m in body.get("messages", ())]
+    prompt = body.get("prompt") or body.get("input") or [m.get("content") or "" for m in body.get("messages", ())]
     return len((prompt if isinstance(prompt, str) else " ".join(map(str, prompt))).split())
 
 
+def calls(body: dict[str, Any]) -> list[Call]:
+    """Every tool that is offered, or the one that is asked for; none after a tool's result."""
+    said: Any = body.get("messages") or body.get("input")
+    last = said[-1] if said and isinstance(said[-1], dict) else {}
+    choice = body.get("tool_choice")
+    if choice == "none" or last.get("role") == "tool" or last.get("type") == "function_call_output":
+        return []
+    functions = [tool.get("function", tool) for tool in body.get("tools") or ()]
+    asked = choice.get("function", choice).get("name") if isinstance(choice, dict) else None
+    return [
+        Call(function["name"], json.dumps(fitting(function.get("parameters", {}))))
+        for function in functions
+        if asked in (None, function["name"])
+    ]
+
+
+def structured(body: dict[str, Any]) -> str | None:
+    """JSON of the schema that the answer must have, None when it need not have one."""
+    form = body.get("response_format") or (body.get("text") or {}).get("format") or {}
+    if form.get("type") != "json_schema":
+        return None
+    return json.dumps(fitting(form.get("json_schema", form)["schema"]))
+
+
+def fitting(schema: dict[str, Any], defined: dict[str, Any] | None = None) -> Any:
+    """A value that a JSON schema allows."""
+    among = schema.get("$defs", {}) if defined is None else defined
+    if "$ref" in schema:
+        return fitting(among[schema["$ref"].rpartition("/")[2]], among)
+    if "enum" in schema:
+        return schema["enum"][0]
+    if "anyOf" in schema:
+        return fitting(schema["anyOf"][0], among)
+    if schema.get("type", "object") == "object":
+        return {name: fitting(part, among) for name, part in schema.get("properties", {}).items()}
+    if schema["type"] == "array":
+        return [fitting(schema["items"], among)] * 2
+    return {"string": 'a "joule" é\u4e2d', "integer": 7, "number": 2.5, "boolean": True, "null": None}[schema["type"]]
+
+
 def embedding(body: dict[str, Any]) -> dict[str, Any]:
-    numbers = (0.25, -0.5, 1.0)
-    packed = base64.b64encode(struct.pack("<3f", *numbers)).decode()
-    vector = packed if body.get("encoding_format") == "base64" else list(numbers)
+    """A vector for each input: its number and two more."""
+    inputs = body["input"] if isinstance(body.get("input"), list) else [body.get("input")]
+    data: list[dict[str, Any]] = []
+    for index in range(len(inputs)):
+        numbers = (0.25 + index, -0.5, 1.0)
+        packed = base64.b64encode(struct.pack("<3f", *numbers)).decode()
+        vector = packed if body.get("encoding_format") == "base64" else list(numbers)
+        data.append({"object": "embedding", "index": index, "embedding": vector})
     n = prompt_tokens(body)
-    data = [{"object": "embedding", "index": 0, "embedding": vector}]
     usage = {"prompt_tokens": n, "total_tokens": n}
     return {"object": "list", "model": body.get("model"), "data": data, "usage": usage}
 

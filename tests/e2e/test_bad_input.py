@@ -1,10 +1,16 @@
 """Whatever is wrong, it is said in one line or one error object, and never with a traceback."""
 
+import json
+import signal
 import socket
-from collections.abc import Mapping
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 from stage import Gateway, chat_body, environment, joulegate, until
@@ -48,6 +54,15 @@ def test_an_unknown_path(gateway: Gateway, path: str) -> None:
 
 def test_a_wrong_method(gateway: Gateway) -> None:
     assert refusal(gateway.http.get("/v1/chat/completions"))[0] == 405
+
+
+@pytest.mark.parametrize("path", ["/energy/runs", "/energy/runs/x", "/energy/balance", "/energy/requests/x"])
+def test_a_wrong_method_on_figures(gateway: Gateway, path: str) -> None:
+    assert refusal(gateway.http.delete(path)) == (405, "this path does not take DELETE")
+
+
+def test_figures_that_there_are_none_of(gateway: Gateway) -> None:
+    assert refusal(gateway.http.get("/energy/nothing")) == (404, "no such path")
 
 
 @pytest.mark.parametrize("path", ["/energy/runs?since=yesterday", "/energy/runs?limit=0", "/energy/runs/x?wait=99"])
@@ -96,7 +111,7 @@ def complaint(folder: Path, config: Any, command: str = "check", env: Mapping[st
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"engines": [{**ENGINE, "slts": 2}]}, "unknown key 'engines.0.slts'; did you mean 'slots'?"),
+        ({"engines": [{**ENGINE, "slts": 2}]}, "engine e1: unknown key 'slts'; did you mean 'slots'?"),
         ("just words", "a configuration is a mapping with at least `engines`"),
         (
             {"engines": [{**ENGINE, "kind": "vlm"}]},
@@ -120,6 +135,103 @@ def test_every_fault_of_a_configuration_has_a_line(tmp_path: Path) -> None:
         "listen.port",
         "unknown key 'engins'; did you mean 'engines'?",
     ]
+
+
+def test_a_typo_in_an_engine_is_said_once(tmp_path: Path) -> None:
+    assert complaint(tmp_path, {"engines": [{**ENGINE, "ulr": "x"}]}) == [
+        "engine e1: unknown key 'ulr'; did you mean 'url'?"
+    ]
+    assert complaint(tmp_path, {"engines": [ENGINE, ENGINE]}) == ["two engines are called e1"]
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (
+            {"keys": [{"tenant": "a", "key": "k"}, {"tenant": "b", "key": "k"}]},
+            "the key of tenant b is somebody else's",
+        ),
+        ({"keys": [{"tenant": "a", "key": " "}]}, "the key of tenant a is empty"),
+        ({"listen": {"tls": {"certificate": "/none.crt", "key": "/none.key"}}}, "listen.tls.certificate: /none.crt"),
+        ({"engines": [{**ENGINE, "url": "https://h", "tls": {"ca": "/none.pem"}}]}, "engine e1: tls.ca: /none.pem"),
+        ({"engines": [{"name": "e", "kind": "embedded", "model_path": "/none.gguf"}]}, "the model file /none.gguf"),
+        ({"hosts": {"h1": {"pue": 1.2}}}, "host h1: nothing of it can be read; give local: true, or zeusd"),
+        ({"ledger": {"path": "/dev/null/ledger.sqlite"}}, "/dev/null is not a folder; set ledger.path"),
+    ],
+    ids=["a key twice", "an empty key", "no certificate", "no ca", "no model", "a blind host", "no folder"],
+)
+def test_check_refuses_what_serve_refuses(tmp_path: Path, config: Any, says: str) -> None:
+    whole = {**served(tmp_path, ENGINE), **config}
+    (checked,) = complaint(tmp_path, whole)
+    (refused,) = complaint(tmp_path, whole, "serve")
+    assert checked == refused and says in checked
+
+
+def test_check_is_content_while_a_gateway_runs(make_gateway: Any, engine: Any) -> None:
+    gateway = make_gateway({"engines": [{**ENGINE, "url": engine.url}]})
+    done = joulegate("check", str(gateway.file), env=gateway.env)
+    assert (done.returncode, done.stderr) == (0, "") and "is right: engines e1 (openai)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("LISTEN", "foo", "JOULEGATE_LISTEN: is not valid JSON; for a single value"),
+        ("ENGINES", "[{bad", "JOULEGATE_ENGINES: is not valid JSON"),
+        ("LISTEN__PORT", "http", "JOULEGATE_LISTEN__PORT: must be a whole number (got 'http')"),
+        ("LISTN", "{}", "JOULEGATE_LISTN: no such variable; did you mean JOULEGATE_LISTEN?"),
+    ],
+)
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_wrong_variable(tmp_path: Path, command: str, name: str, value: str, says: str) -> None:
+    config = served(tmp_path, ENGINE)
+    (said,) = complaint(tmp_path, config, command, {f"JOULEGATE_{name}": value})
+    assert said.startswith(says)
+
+
+# Without a file -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving_without_a_file(folder: Path, url: str, *before: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """`joulegate serve` with an engine that the environment names; both of its streams go where a terminal has them."""
+    engines = json.dumps([{**ENGINE, "url": url}])
+    env = {**environment(folder), "JOULEGATE_ENGINES": engines, "JOULEGATE_LISTEN__PORT": "0"}
+    terminal = folder / "terminal.txt"
+    command = [*before, sys.executable, "-m", "joulegate", "serve"]
+    with terminal.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, text=True)
+    try:
+        until(lambda: " listens on " in terminal.read_text(), 60)
+        yield process, terminal
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_quality_of_joules_is_the_first_thing_said(tmp_path: Path, engine: Any) -> None:
+    with serving_without_a_file(tmp_path, engine.url) as (_, terminal):
+        until(lambda: "policy: observing" in terminal.read_text())
+        said = terminal.read_text()
+    assert said.startswith("local: ")
+    assert said.index("local: ") < said.index(" listens on ") < said.index("policy: observing")
+
+
+def test_a_terminal_that_closes_ends_a_gateway_without_a_file(tmp_path: Path, engine: Any) -> None:
+    with serving_without_a_file(tmp_path, engine.url) as (process, terminal):
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(40) == 0, terminal.read_text()
+        assert "Traceback" not in terminal.read_text()
+
+
+def test_one_that_was_started_to_outlive_its_terminal_does(tmp_path: Path, engine: Any) -> None:
+    ignoring = ("/bin/sh", "-c", "trap '' HUP; exec \"$@\"", "sh")  # as nohup does
+    with serving_without_a_file(tmp_path, engine.url, *ignoring) as (process, terminal):
+        process.send_signal(signal.SIGHUP)
+        url = terminal.read_text().partition(" listens on ")[2].partition("/v1 ")[0]
+        for _ in range(3):  # one that ends is done before its loop comes to a third request
+            assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/readyz").json()["draining"] is False
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
@@ -154,8 +266,9 @@ def test_a_model_with_the_wrong_hash(tmp_path: Path) -> None:
 
 def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "ledger.sqlite").write_text("this is no database, and long enough to be seen as none " * 20)
-    (said,) = complaint(tmp_path, served(tmp_path, ENGINE), "serve")
-    assert said == f"{tmp_path}/ledger.sqlite: the ledger cannot be used: file is not a database"
+    for command in ("check", "serve"):
+        (said,) = complaint(tmp_path, served(tmp_path, ENGINE), command)
+        assert said == f"{tmp_path}/ledger.sqlite: the ledger cannot be used: file is not a database"
 
 
 def served(folder: Path, engine: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ ASK = {"x-energy-report": "1"}
 
 
 def check(energy: dict[str, Any], request_id: str) -> None:
-    assert energy.keys() == {"joules", "provisional", "request_id"}
+    assert energy.keys() == {"joules", "quality", "provisional", "request_id"}
+    assert energy["quality"] == "estimated"
     assert energy["provisional"] is True and energy["joules"] >= 0
     assert energy["request_id"] == request_id
 

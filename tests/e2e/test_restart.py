@@ -30,7 +30,7 @@ def test_kill_9_under_load(nvml: Any, make_engine: Any, tmp_path: Any) -> None:
     clients = [threading.Thread(target=load) for _ in range(4)]
     for client in clients:
         client.start()
-    settled = until(lambda: [w for w in gateway.get("/energy/workflows")["workflows"] if w["joules"] > 100])
+    settled = until(lambda: [w for w in gateway.get("/energy/workflows")["workflows"] if (w["joules"] or 0) > 100])
     gateway.kill()
     for client in clients:
         client.join()
@@ -51,7 +51,7 @@ def test_kill_9_under_load(nvml: Any, make_engine: Any, tmp_path: Any) -> None:
         (load_row,) = gateway.get("/energy/workflows")["workflows"]
         assert load_row["joules"] >= settled[0]["joules"]
         run = gateway.get("/energy/runs/long")
-        assert sum(uj(request["joules"]) for request in run["requests"]) == uj(run["joules"])
+        assert sum(uj(request["joules"] or 0) for request in run["requests"]) == uj(run["joules"])
         assert (run["state"], run["settled"]) == ("final", True), "nobody will ever add to it"
         # The next request of that name is another segment.
         segment = run["segment"]

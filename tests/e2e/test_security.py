@@ -58,7 +58,7 @@ def test_nothing_is_served_without_a_key(guarded: Gateway, headers: dict[str, st
 def test_probes_need_no_key_and_learn_nothing(guarded: Gateway) -> None:
     assert guarded.get("/healthz") == {"status": "ok"}
     assert guarded.get("/readyz") == {"ready": True, "draining": False}
-    assert guarded.get("/readyz", "sk-acme") == {"ready": True}
+    assert guarded.get("/readyz", "sk-acme") == {"ready": True, "draining": False}
     assert guarded.get("/readyz", "sk-admin")["engines"] == {"e1": True, "e2": True}
 
 

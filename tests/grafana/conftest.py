@@ -101,10 +101,11 @@ class Traffic:
     def work(self, workflow: str, step: str, index: int) -> None:
         gpu_uj, cpu_uj, now = 120_000_000 * index, 15_000_000 * index, time.time()
         who = ("default", workflow, step, "e1")
+        self.metrics.wasted(workflow, "cancelled", cpu_uj)
         self.metrics.apply(
             [
                 EnergyDelta(*who, "gpu", Quality.ATTRIBUTED, gpu_uj),
-                EnergyDelta(*who, "cpu", Quality.ESTIMATED, cpu_uj, waste="cancelled"),
+                EnergyDelta(*who, "cpu", Quality.ESTIMATED, cpu_uj),
             ],
             [
                 WindowRecord("h1/gpu:0", self.second, Quality.MEASURED, gpu_uj, 30_000_000, 1_000_000, 0),

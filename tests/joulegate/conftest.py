@@ -35,6 +35,7 @@ class StubGateway:
     unsettled_polls: int = 0
     behind_polls: int = 0
     garbage: bool = False
+    unmetered: bool = False
     calls: list[Call] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     polls: list[int] = field(default_factory=list)
@@ -72,7 +73,7 @@ class StubGateway:
                 "output_tokens": share["output_tokens"] + 3,
             }
         total = sum(request["joules"] for request in requests)
-        return {
+        report: dict[str, Any] = {
             "run": run,
             "tenant": "default",
             "workflow": calls[0].tags["name"],
@@ -88,6 +89,13 @@ class StubGateway:
             "requests": requests,
             "by_step": by_step,
         }
+        if self.unmetered:
+            unknown: dict[str, Any] = dict.fromkeys(("joules", "joules_low", "joules_high", "quality"))
+            for figures in (report, *requests):
+                figures.update(unknown)
+            for share in by_step.values():
+                share["joules"] = None
+        return report
 
 
 class Handler(BaseHTTPRequestHandler):

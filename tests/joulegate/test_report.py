@@ -77,6 +77,19 @@ def test_emulated_figures_say_so_first(tmp_path: Path) -> None:
     assert printed(tmp_path, books(Quality.EMULATED)).startswith("Emulated: all joules")
 
 
+def test_what_no_counter_saw_is_a_dash(tmp_path: Path) -> None:
+    unseen = replace(books(Quality.MEASURED, "b"), energy=[])
+    text = printed(tmp_path, books(Quality.MEASURED, "a"), unseen)
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "b/search 1 1 30 2,000 - - - 4.0" in rows
+    assert "30.0 J of 1.26 kJ (2.4 %) went into" in text, "the sum is over what is known"
+
+
+def test_where_nothing_is_known_that_is_said(tmp_path: Path) -> None:
+    text = printed(tmp_path, replace(books(Quality.MEASURED), energy=[], windows=[], devices=[]))
+    assert "No counter saw what these workflows did" in text and "0 J" not in text and "No joule" not in text
+
+
 def test_tenants_are_named_where_there_are_several(tmp_path: Path) -> None:
     text = printed(tmp_path, books(Quality.MEASURED, "a"), books(Quality.MEASURED, "b"))
     assert "a/search" in text and "b/search" in text

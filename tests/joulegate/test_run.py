@@ -48,10 +48,21 @@ def test_figures(gateway: "StubGateway") -> None:
     assert gateway.closed == [r.id]
 
 
+def test_unknown_energy_is_never_0(gateway: "StubGateway") -> None:
+    gateway.unmetered = True
+    with joulegate.run("search", id="r1") as r, r.step("query"):
+        ask(gateway, "1234")
+    with pytest.raises(EnergyUnavailable, match="energy of run r1 is not known: no counter saw what engine e1 did"):
+        _ = r.joules
+    assert (r.quality, r.by_step, r.final) == (None, {"query": None}, True)
+    (request,) = r.requests
+    assert (request.joules, request.joules_low, request.joules_high, request.output_tokens) == (None, None, None, 3)
+
+
 def test_final_figures_are_fetched_once(gateway: "StubGateway") -> None:
     with joulegate.run("search") as r:
         ask(gateway, "x")
-    assert r.joules == sum(request.joules for request in r.requests) == r.by_step["unnamed"]
+    assert r.joules == sum(request.joules or 0.0 for request in r.requests) == r.by_step["unnamed"]
     assert len(gateway.polls) == 1
 
 

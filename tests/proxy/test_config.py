@@ -44,7 +44,7 @@ def test_environment_overlays_the_file(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ({"engins": []}, "unknown key 'engins'; did you mean 'engines'?"),
         ({"listen": {"prot": 1}}, "unknown key 'listen.prot'; did you mean 'port'?"),
-        ({"engines": [{**ENGINE, "modles": ["m"]}]}, "unknown key 'engines.0.modles'; did you mean 'models'?"),
+        ({"engines": [{**ENGINE, "modles": ["m"]}]}, "engine e1: unknown key 'modles'; did you mean 'models'?"),
         ({"workflows": {"search": {"slo": {"ttft_p59": 1}}}}, "did you mean 'ttft_p95'?"),
         ({"hosts": {"h1": {"zzz": 1}}}, "unknown key 'hosts.h1.zzz'; known: cpu_watts, local, pue, zeusd"),
     ],
@@ -58,7 +58,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(data: dict[str, Any]
     [
         ({}, "engines is missing"),
         ({"engines": []}, "engines"),
-        ({"engines": [{"name": "e1"}]}, "engines.0.kind is missing"),
+        ({"engines": [{"name": "e1"}]}, "engine e1: kind is missing"),
         ({"engines": [ENGINE, ENGINE]}, "two engines are called e1"),
         ({"engines": [{**ENGINE, "url": "gpu1:8000"}]}, "url must begin with http:// or https://, not 'gpu1:8000'"),
         ({"engines": [{**ENGINE, "model_path": "/m.gguf"}]}, "model_path is for kind embedded alone"),
@@ -79,7 +79,19 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(data: dict[str, Any]
         ({"engines": [{**ENGINE, "tls": {}}]}, "engine e1: tls needs an https url"),
         ({"engines": [{**ENGINE, "tls": {"key": "k"}}]}, "a key is of no use without its certificate"),
         ({"engines": [{**ENGINE, "tls": {"ca": "c", "verify": False}}]}, "leave one of them out"),
-        ({1: 2}, "keywords must be strings"),
+        ({1: 2}, "unknown key 1"),
+        ({"_env_file": "/etc/passwd"}, "unknown key '_env_file'"),
+        ({"engines": []}, "engines: must not be empty"),
+        ({"engines": "e1"}, "engines: must be a list, as in [a, b] (got 'e1')"),
+        ({"engines": ["e1"]}, "engines.0: must be a mapping, as in {key: value} (got 'e1')"),
+        ({"engines": [{**ENGINE, "tls": {"caa": "c"}}]}, "engine e1: unknown key 'tls.caa'; did you mean 'ca'?"),
+        ({"listen": 8080}, "listen: must be a mapping, as in {key: value} (got 8080)"),
+        ({"hosts": {"h1": None}}, "hosts.h1: must be a mapping, as in {key: value} (it is empty)"),
+        ({"hosts": {"h 1": {}}}, "hosts: the name 'h 1' must be 1 to 64 letters, digits"),
+        ({"limits": {"queue": 1.5}}, "limits.queue: must be a whole number (got 1.5)"),
+        ({"limits": {"json_depth": 500}}, "limits.json_depth: must be at most 200 (got 500)"),
+        ({"routing": {"affinity": "run"}}, "routing.affinity: must be 'none', 'session' or 'prefix' (got 'run')"),
+        ({"keys": [{"tenant": "acme", "key_hash": "x"}]}, "the key of tenant acme: key_hash: must be sha256: and 64"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(data: dict[Any, Any], says: str) -> None:
@@ -95,6 +107,69 @@ def test_the_loopback_needs_no_keys(host: str) -> None:
 @pytest.mark.parametrize("enough", [{"keys": [{"tenant": "a", "key": "k"}]}, {"listen": {"host": "::", "open": True}}])
 def test_beyond_the_loopback_it_takes_keys_or_a_word(enough: dict[str, Any]) -> None:
     assert not parse({"engines": [ENGINE], "listen": {"host": "::"}, **enough}).listen.is_loopback()
+
+
+def test_a_typo_in_the_only_engine_is_one_fault() -> None:
+    assert faults({"engines": [{**ENGINE, "ulr": "http://127.0.0.1:1"}]}) == [
+        "configuration: engine e1: unknown key 'ulr'; did you mean 'url'?"
+    ]
+
+
+def test_a_fault_of_the_whole_has_no_empty_place() -> None:
+    assert faults({"engines": [ENGINE, ENGINE]}) == ["configuration: two engines are called e1"]
+    assert faults({"engines": [{**ENGINE, "url": "x"}]}) == [
+        "configuration: engine e1: url must begin with http:// or https://, not 'x'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        (
+            {"LISTEN": "foo"},
+            "JOULEGATE_LISTEN: is not valid JSON; for a single value of it use JOULEGATE_LISTEN__ and its key",
+        ),
+        ({"ENGINES": "[{bad"}, "JOULEGATE_ENGINES: is not valid JSON"),
+        ({"KEYS": '[{"key": "sk-secret"'}, "JOULEGATE_KEYS: is not valid JSON"),
+        ({"ADMIN": "sk-secret"}, "JOULEGATE_ADMIN: must be a mapping, as in {key: value}"),
+        ({"LISTEN__TLS": "x"}, "JOULEGATE_LISTEN__TLS: must be a mapping, as in {key: value} (got 'x')"),
+        ({"LISTEN__PORT": "http"}, "JOULEGATE_LISTEN__PORT: must be a whole number (got 'http')"),
+        ({"LISTEN__PROT": "1"}, "JOULEGATE_LISTEN__PROT: unknown key 'prot'; did you mean 'port'?"),
+        ({"LISTEN": '{"prot": 1}'}, "JOULEGATE_LISTEN: unknown key 'prot'; did you mean 'port'?"),
+        (
+            {"ENGINES": '[{"name": "x", "kind": "openai", "ulr": "http://h"}]'},
+            "JOULEGATE_ENGINES: engine x: unknown key 'ulr'; did you mean 'url'?",
+        ),
+        ({"LISTN": "{}"}, "JOULEGATE_LISTN: no such variable; did you mean JOULEGATE_LISTEN?"),
+        ({"LIMIT__QUEUE": "9"}, "JOULEGATE_LIMIT__QUEUE: no such variable; did you mean JOULEGATE_LIMITS__QUEUE?"),
+        ({"LISTEN_PORT": "9"}, "JOULEGATE_LISTEN_PORT: no such variable; did you mean JOULEGATE_LISTEN__PORT?"),
+    ],
+)
+def test_a_fault_of_the_environment_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], says: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"JOULEGATE_{name}", value)
+    assert faults({"engines": [ENGINE]}) == [says]
+
+
+def test_the_file_is_blamed_for_what_stands_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JOULEGATE_LISTEN", '{"port": 9}')
+    assert faults({"engines": [ENGINE], "listen": {"prot": 1}}) == [
+        "configuration: unknown key 'listen.prot'; did you mean 'port'?"
+    ]
+
+
+def test_variables_of_others_do_not_disturb(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    theirs = ("URL", "KEY", "MODEL_DIR", "SOAK_ROUNDS", "FUZZ", "SERVICE_HOST", "PORT_8080_TCP", "PORT_8080_TCP_ADDR")
+    for name in theirs:
+        monkeypatch.setenv(f"JOULEGATE_{name}", "tcp://10.0.0.1")
+    parse({"engines": [ENGINE]})
+    assert not caplog.records
+    monkeypatch.setenv("JOULEGATE_WHATEVER", "1")
+    parse({"engines": [ENGINE]})
+    (warning,) = caplog.records
+    assert warning.getMessage().startswith("not a variable of ours, and ignored: JOULEGATE_WHATEVER; known: ")
 
 
 def test_every_fault_is_said_at_once() -> None:

@@ -245,10 +245,33 @@ def test_an_error_in_the_place_of_the_first_frame_is_seen(frame: bytes) -> None:
     assert orjson.loads(frames.error) and frames.content == 0
 
 
-def test_an_error_later_on_is_the_clients() -> None:
+def test_an_error_later_on_is_seen_too() -> None:
     frames = Frames()
     frames.feed(chat({"role": "assistant", "content": ""}) + b'data: {"error": {"message": "broke"}}\n\n')
-    assert frames.error is None
+    assert frames.error == b'{"error": {"message": "broke"}}'
+
+
+def test_a_word_in_an_answer_is_no_error() -> None:
+    frames = Frames()
+    frames.feed(chat({"content": '{"error": 1}'}))
+    assert frames.error is None and frames.content == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "complete"),
+    [
+        (chat({}, "stop"), True),
+        (chat({"content": "x"}, "length"), True),
+        (chat({"content": "x"}), False),
+        (chat({"content": "x"}) + DONE, True),
+        (b"", False),
+    ],
+)
+def test_an_answer_is_complete_with_a_reason_or_with_done(last: bytes, complete: bool) -> None:
+    frames = Frames()
+    frames.feed(chat({"content": "a"}) + last)
+    frames.finish()
+    assert frames.complete is complete
 
 
 @pytest.mark.parametrize(

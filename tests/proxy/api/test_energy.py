@@ -227,7 +227,7 @@ async def test_runs_and_workflows_are_listed(gateway: Gateway, client: httpx.Asy
     assert [run["run"] for run in (await client.get("/energy/runs?since=150")).json()["runs"]] == ["r2"]
     search, chat = (await client.get("/energy/workflows")).json()["workflows"]
     assert (search["workflow"], search["runs"], search["joules_per_run"]) == ("search", 1, 3.000001)
-    assert chat["quality"] is None and chat["joules"] == 0
+    assert chat["quality"] is None and chat["joules"] == 0, "no request, no joules"
     assert search["by_step"] == {"query": {"requests": 1, "joules": 3.000001, "output_tokens": 8}}
 
 
@@ -237,13 +237,47 @@ async def test_ids_with_slashes_and_spaces(gateway: Gateway, client: httpx.Async
     reply = await client.get("/energy/runs/team%20a%2Frun%201%2Fclose")
     assert reply.json()["run"] == "team a/run 1/close"
     closed = await client.post("/energy/runs/team%20a%2Frun%201%2Fclose/close")
-    assert closed.json() == {"run": "team a/run 1/close", "tenant": "default", "state": "closed"}
+    assert closed.json() == {"run": "team a/run 1/close", "tenant": "default", "state": "open"}
 
 
 async def test_closing_a_run_twice_says_its_state(gateway: Gateway, client: httpx.AsyncClient) -> None:
     gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, state="final")]))
     reply = await client.post("/energy/runs/r1/close")
     assert reply.status_code == 200 and reply.json()["state"] == "final"
+
+
+async def test_a_run_is_open_until_it_is_final(gateway: Gateway, client: httpx.AsyncClient) -> None:
+    gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, state="closed")]))
+    assert (await client.get("/energy/runs/r1")).json()["state"] == "open"
+    assert (await client.get("/energy/runs")).json()["runs"][0]["state"] == "open"
+    assert (await client.post("/energy/runs/r1/close")).json()["state"] == "open"
+
+
+async def test_what_no_counter_saw_is_null_in_every_answer(gateway: Gateway, client: httpx.AsyncClient) -> None:
+    gateway.ledger.write(Batch([RUN], [REQUEST], [ATTEMPT]))
+    run = (await client.get("/energy/runs/r1")).json()
+    listed = (await client.get("/energy/runs")).json()["runs"][0]
+    request = (await client.get("/energy/requests/q1")).json()
+    workflow = (await client.get("/energy/workflows")).json()["workflows"][0]
+    for figures in (run, run["requests"][0], listed, request, workflow):
+        assert [figures[key] for key in ("joules", "joules_low", "joules_high", "quality")] == [None] * 4
+    assert run["by_step"]["query"]["joules"] is None and run["settled"] is True
+    assert [workflow[f"joules_{of}"] for of in ("per_run", "per_output_token", "wasted")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", "runs"), ("POST", "runs/r1"), ("PUT", "workflows"), ("POST", "balance")]
+)
+async def test_a_wrong_method_is_an_openai_error(client: httpx.AsyncClient, method: str, path: str) -> None:
+    reply = await client.request(method, f"/energy/{path}")
+    assert (reply.status_code, reply.headers["allow"]) == (405, "GET")
+    error = reply.json()["error"]
+    assert error == {
+        "message": f"this path does not take {method}",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": "method_not_allowed",
+    }
 
 
 async def test_a_key_sees_its_own_tenant_alone(gateway: Gateway, client: httpx.AsyncClient) -> None:
@@ -273,7 +307,7 @@ async def test_engines_have_their_state_and_what_they_cost(gateway: Gateway, cli
     gateway.ledger.write(Batch(attempts=[replace(ATTEMPT, n=2, engine="gone")], energy=[replace(ENERGY, attempt=2)]))
     e1, e2, gone = (await client.get("/energy/engines")).json()["engines"]
     assert (e1["name"], e1["up"], e1["in_flight"], e1["by_component"]) == ("e1", True, 2, {"gpu": 3.000001})
-    assert (e2["name"], e2["joules"], e2["quality"]) == ("e2", 0.0, None)
+    assert (e2["name"], e2["joules"], e2["quality"]) == ("e2", None, None)
     assert (gone["name"], gone["up"], gone["joules"]) == ("gone", None, 3.000001)
 
 

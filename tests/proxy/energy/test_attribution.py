@@ -4,50 +4,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.energy.attribution import GAP_S, Attribution, Settled, split
+from proxy.energy import serving
+from proxy.energy.attribution import GAP_S, Attribution
+from proxy.energy.foreign import RECENT_S
 from proxy.energy.prior import Coefficients
 from proxy.energy.records import Phase
+from proxy.energy.share import Settled, plan
 from proxy.energy.work import Progress
 
 PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")
 GPU = "h1/gpu:0"
 ENGINES = {"e1": ("h1/gpu:0", "h1/cpu:0"), "e2": ("h1/gpu:0",), "e3": ()}
 DEVICES: tuple[str, ...] = ("h1/gpu:0", "h1/cpu:0", "h2/gpu:0")
-
-
-# Sharing an integer ---------------------------------------------------------------------------------------------------
-
-
-@given(
-    delta=st.integers(0, 10**12),
-    weights=st.lists(st.floats(0, 1e300) | st.floats(0, 1e-300) | st.just(0.0), min_size=1, max_size=50),
-)
-def test_split_loses_nothing(delta: int, weights: list[float]) -> None:
-    shares = split(delta, weights)
-    assert sum(shares) == delta and min(shares) >= 0 and len(shares) == len(weights)
-    if any(weights):
-        assert all(share == 0 for share, weight in zip(shares, weights, strict=True) if weight == 0)
-
-
-@example(delta=11, weights=[0, 0, 0])
-@given(delta=st.integers(0, 10**10), weights=st.lists(st.integers(0, 10**6), min_size=1, max_size=50))
-def test_split_is_proportional_to_a_microjoule(delta: int, weights: list[int]) -> None:
-    shares, total = split(delta, list(map(float, weights))), sum(weights)
-    for share, weight in zip(shares, weights, strict=True):
-        exact = delta * weight / total if total else delta / len(weights)
-        assert abs(share - exact) <= 1.001
-
-
-@pytest.mark.parametrize(
-    ("delta", "weights"),
-    [(1, []), (-1, [1.0]), (1, [1.0, -1.0]), (1, [float("nan")]), (1, [float("inf"), 1.0])],
-)
-def test_split_refuses_what_cannot_be_shared(delta: int, weights: list[float]) -> None:
-    with pytest.raises(ValueError):
-        split(delta, weights)
 
 
 # A small world to attribute in ----------------------------------------------------------------------------------------
@@ -345,6 +316,56 @@ def test_a_cancelled_attempt_keeps_its_joules() -> None:
     assert world.uj(stream) + world.uj(whole) == pytest.approx(200_000_000, abs=1)
 
 
+@pytest.mark.parametrize("counts", [True, False])
+@pytest.mark.parametrize("rate", [20, 200])  # tokens a second; by the prior it would be 217
+@pytest.mark.parametrize("prompt", [10, 4000])
+def test_a_long_request_costs_the_same_with_and_without_a_stream(counts: bool, rate: int, prompt: int) -> None:
+    """Most of its windows settle long before its usage is known. Six do, so that tokens weigh as much as steps."""
+    world = with_counters(steps={"e1": 0.0}) if counts else World()
+    world.run(1.0)
+    seen, unseen = ([world.start(prompt=prompt, streamed=streamed) for _ in range(6)] for streamed in (True, False))
+    world.now += prompt * PRICES.prompt_s
+    for _ in range(150):
+        for twin in seen:
+            world.relay(twin, rate // 10)
+        world.made["e1"] += 6 * rate // 10
+        if world.steps is not None:
+            world.steps["e1"] += rate // 10
+        world.run(0.1)
+    for _ in range(2):
+        booked = [sum(map(world.uj, twins)) for twins in (seen, unseen)]
+        assert booked[1] == pytest.approx(booked[0], rel=0.15) and min(booked) > 400_000_000
+        for twin in world.attempts:
+            if twin.ended is None:
+                world.end(twin, prompt, rate * 15)
+        world.run(10.0)
+    world.finish()
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rates=st.lists(st.integers(0, 30), min_size=60, max_size=120),
+    lag=st.integers(0, 10),
+    output_part=st.floats(0.3, 1.0),
+)
+def test_what_is_guessed_of_an_unseen_request_is_no_more_than_the_steps_that_were(
+    rates: list[int], lag: int, output_part: float
+) -> None:
+    """The counter is heard of once a second, and later than it counts."""
+    world = World()
+    unseen, steps, heard = world.start(streamed=False), 0.0, [0.0]
+    for tick, rate in enumerate(rates):
+        steps += rate
+        heard.append(steps)
+        if tick % 10 == 0:
+            world.attribution.engine("e1", world.now - lag / 10, heard[max(0, tick - lag)], None)
+        world.run(0.1)
+    guessed = unseen.marks[-1][1] if unseen.marks else 0.0
+    assert guessed <= sum(rates) + 1
+    world.end(unseen, 100, round(steps * output_part))
+    world.finish()
+
+
 def test_a_window_waits_for_its_requests_but_not_for_ever() -> None:
     world = World()
     progress = world.start()
@@ -357,6 +378,93 @@ def test_a_window_waits_for_its_requests_but_not_for_ever() -> None:
     world.end(progress, 100, 0)
     world.finish()
     assert world.uj(progress) == pytest.approx(990_000_000, abs=2)
+
+
+def test_what_is_open_is_predicted_once_and_settles_as_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    made: list[float] = []
+    monkeypatch.setattr(serving, "plan", lambda loads, t0, *_, **o: made.append(t0) or plan(loads, t0, *_, **o))
+    streams = [world.start() for _ in range(5)]
+    for tick in range(30):
+        for n, progress in enumerate(streams):
+            world.relay(progress, 1 + n)
+        world.run(0.1)
+        if tick % 3 == 2:
+            for progress in streams:
+                world.attribution.provisional_uj(progress, world.now)
+    assert len(made) == 30, "every window once, whoever asks and how often"
+    predicted = [world.attribution.provisional_uj(progress, world.now) for progress in streams]
+    assert sum(predicted) == pytest.approx(world.attribution.open_uj()[GPU], abs=200)
+    for n, progress in enumerate(streams):
+        world.end(progress, 100, 30 * (1 + n))
+    world.settled += list(world.attribution.settle(world.now))
+    assert [world.uj(progress) for progress in streams] == pytest.approx(predicted, rel=0.03)
+    assert [world.attribution.provisional_uj(progress, world.now) for progress in streams] == [0] * 5
+    world.finish()
+
+
+def test_since_the_last_window_power_goes_on_and_is_shared_evenly() -> None:
+    world = World()
+    first = world.start()
+    world.run(1.0)
+    before_uj = world.attribution.provisional_uj(first, world.now)
+    world.now += 0.05
+    assert world.attribution.provisional_uj(first, world.now) - before_uj == pytest.approx(5_000_000, rel=1e-6)
+    second = world.start()
+    world.now += 0.02
+    assert world.attribution.provisional_uj(first, world.now) - before_uj == pytest.approx(3_500_000, rel=1e-6)
+    assert world.attribution.provisional_uj(second, world.now) == pytest.approx(1_000_000, rel=1e-6)
+
+
+def test_devices_with_the_same_windows_are_shared_by_one_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = tuple(f"h1/gpu:{n}" for n in range(4))
+    world = World(devices, {"e1": devices})
+    made: list[float] = []
+    monkeypatch.setattr(serving, "plan", lambda loads, t0, *_, **o: made.append(t0) or plan(loads, t0, *_, **o))
+    progress = world.start()
+    world.run(2.0)
+    world.end(progress, 100, 10)
+    world.finish()
+    assert len(made) == len(set(made))
+    assert [world.uj(progress, device) for device in devices] == pytest.approx([200_000_000] * 4, abs=1)
+
+
+def test_a_window_that_cannot_be_shared_is_a_gap_and_the_books_go_on(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World()
+    progress = world.start()
+    world.run(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(serving, "plan", fail)
+        assert world.attribution.provisional_uj(progress, world.now) >= 0
+        world.run(5.0)
+        world.check()
+        assert world.part("gap") == pytest.approx(100_000_000, abs=1)
+    assert len(caplog.records) == 1 and "booked as gap" in caplog.text and "out of order" in caplog.text
+    world.run(1.0)
+    world.end(progress, 100, 10)
+    world.finish()
+    assert world.uj(progress) == pytest.approx(600_000_000, abs=1)
+
+
+def fail(*_: Any, **__: Any) -> Any:
+    raise ArithmeticError("out of order")
+
+
+def test_who_stops_taking_what_is_settled_goes_on_later() -> None:
+    world = World()
+    world.run(1.0)
+    progress = world.start()
+    world.run(0.5)
+    world.end(progress, 100, 10)
+    round_ = world.attribution.settle(world.now)
+    world.settled.append(next(round_))
+    world.check()
+    del round_
+    world.run(0.2)
+    world.finish()
+    assert world.uj(progress) == pytest.approx(50_000_000, abs=1)
 
 
 def test_two_engines_on_one_device_share_it_and_one_engine_has_all_of_its_devices() -> None:
@@ -474,6 +582,42 @@ def test_an_engine_without_counters_says_nothing_of_foreign_work() -> None:
     world = World()
     world.run(1.0)
     assert world.attribution.foreign_known() == {GPU: False}
+
+
+def test_while_a_request_hides_its_tokens_foreign_work_is_not_known() -> None:
+    world = with_counters()
+    world.run(2.0)
+    assert world.attribution.foreign_known() == {GPU: True}
+    whole = world.start(streamed=False)
+    world.run(5.0)
+    assert world.attribution.foreign_known() == {GPU: True}
+    world.run(RECENT_S)
+    assert world.attribution.foreign_known() == {GPU: False}
+    world.end(whole, 100, 10)
+    world.made["e1"] += 10
+    world.run(1.0)
+    assert world.attribution.foreign_known() == {GPU: True}
+
+
+def test_of_an_engine_that_fell_silent_foreign_work_is_not_known() -> None:
+    world = with_counters()
+    world.run(2.0)
+    world.says["e1"] = False
+    world.run(RECENT_S + 1)
+    assert world.attribution.foreign_known() == {GPU: False}
+
+
+def test_foreign_tokens_that_are_found_too_late_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    world = with_counters()
+    world.run(2.0)
+    whole = world.start(streamed=False)
+    world.run(20.0)
+    world.made["e1"] += 10 + 1000
+    world.end(whole, 100, 10)
+    world.run(1.0)
+    world.finish()
+    assert world.part("foreign") > 0, "some fall into windows that were open"
+    assert len(caplog.records) == 1 and "found too late" in caplog.text
 
 
 @settings(max_examples=120, deadline=None)

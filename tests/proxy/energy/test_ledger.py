@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.energy.ledger import Ledger, LedgerDraining, LedgerError
-from proxy.energy.ledger_reader import LedgerReader, Parts, worst
+from proxy.energy.ledger_reader import LedgerReader, Parts, check_place, worst
 from proxy.energy.records import (
     AttemptRecord,
     Batch,
@@ -233,6 +233,73 @@ def test_workflow_totals(ledger: Ledger, reader: LedgerReader) -> None:
     assert reader.workflows("default")[0]["joules_wasted"] == 1101.0  # what it had cost before it failed counts too
 
 
+def test_what_no_counter_saw_is_not_0_joules(ledger: Ledger, reader: LedgerReader) -> None:
+    unseen = replace(REQUEST, id="q2", run_uid="u2", step="plan")
+    attempts = [ATTEMPT, replace(ATTEMPT, request_id="q3")]
+    ledger.write(replace(WHOLE, requests=[REQUEST, replace(REQUEST, id="q3", step="rank")], attempts=attempts))
+    ledger.write(
+        Batch([replace(RUN, uid="u2", run="r2", workflow="far")], [unseen], [replace(ATTEMPT, request_id="q2")])
+    )
+    run, request = reader.run(None, "r2"), reader.request("q2")
+    assert run is not None and request is not None
+    for figures in (run, request, run["requests"][0], reader.runs(workflow="far")[0]):
+        assert [figures[key] for key in ("joules", "joules_low", "joules_high", "quality")] == [None] * 4
+    assert run["by_step"] == {"plan": {"requests": 1, "joules": None, "output_tokens": 8}}
+    assert (request["by_component"], request["by_phase"]) == ({}, {})
+    search, far = reader.workflows()
+    assert far["workflow"] == "far" and far["output_tokens"] == 8
+    per = ("joules", "joules_low", "joules_high", "joules_per_run", "joules_per_output_token", "joules_wasted")
+    assert [far[key] for key in per] == [None] * 6 and far["by_step"]["plan"]["joules"] is None
+    assert search["joules"] == 2.0 and search["joules_wasted"] == 0.0
+    assert search["by_step"]["rank"]["joules"] is None and search["by_step"]["query"]["joules"] == 2.0
+    known = reader.run(None, "r1")
+    assert known is not None and known["joules"] == 2.0 and known["by_step"]["rank"]["joules"] is None
+
+
+def test_what_reached_no_engine_cost_nothing(ledger: Ledger, reader: LedgerReader) -> None:
+    refused = replace(REQUEST, outcome=Outcome.REFUSED, output_tokens=None)
+    queued = replace(ATTEMPT, dispatched=None, first=None)
+    ledger.write(Batch([RUN], [refused], [queued]))
+    run = reader.run(None, "r1")
+    assert run is not None
+    for figures in (run, run["requests"][0], reader.runs()[0], reader.workflows()[0]):
+        assert [figures[key] for key in ("joules", "joules_low", "joules_high", "quality")] == [0.0, 0.0, 0.0, None]
+    assert run["by_step"]["query"]["joules"] == reader.workflows()[0]["by_step"]["query"]["joules"] == 0.0
+    unseen = replace(REQUEST, id="q2")
+    ledger.write(Batch([], [unseen], [replace(ATTEMPT, request_id="q2")]))
+    run = reader.run(None, "r1")
+    assert run is not None and run["by_step"]["query"]["joules"] is None, "work beside it makes the sum unknown"
+    assert run["joules"] is reader.runs()[0]["joules"] is reader.workflows()[0]["joules"] is None
+    assert reader.workflows()[0]["by_step"]["query"]["joules"] is None
+
+
+@pytest.mark.parametrize("place", ["there/ledger.sqlite", "not/there/yet/ledger.sqlite"])
+def test_a_place_for_a_ledger_is_looked_at_and_left_as_it_is(tmp_path: Path, place: str) -> None:
+    (tmp_path / "there").mkdir()
+    check_place(tmp_path / place)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_ledger_in_use_is_a_good_place(ledger: Ledger) -> None:
+    check_place(ledger.path)
+
+
+def test_a_place_where_no_ledger_can_be(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("this is no database, and long enough to be seen as none " * 20)
+    with pytest.raises(LedgerError, match="file is not a folder; set"):
+        check_place(file / "deeper" / "ledger.sqlite")
+    with pytest.raises(LedgerError, match="file is not a database"):
+        check_place(file)
+    with pytest.raises(LedgerError, match="cannot be a folder"):
+        check_place(tmp_path)
+    if os.geteuid():  # root may write everywhere
+        tmp_path.chmod(0o500)
+        with pytest.raises(LedgerError, match="cannot be written; set"):
+            check_place(tmp_path / "ledger.sqlite")
+        tmp_path.chmod(0o700)
+
+
 def test_segments_count_up_for_each_tenant(ledger: Ledger, reader: LedgerReader) -> None:
     for n, tenant in enumerate(["a", "a", "b", "a"]):
         ledger.write(Batch([replace(RUN, uid=f"u{n}", tenant=tenant, opened=float(n), ended=float(n))]))
@@ -362,8 +429,8 @@ def test_no_joule_is_lost_and_totals_equal_the_detail(seconds: list[Batch]) -> N
         kept = Counter(dict(rows(ledger.path, "SELECT component, sum(uj) FROM total_energy GROUP BY component")))
         assert +kept == +given_uj
         assert +Counter({device: sum(parts) for device, parts in reader.parts().items()}) == +parts_uj
-        runs_uj = sum(round(run["joules"] * 1e6) for run in reader.runs())
-        workflows_uj = sum(round(row["joules"] * 1e6) for row in reader.workflows())
+        runs_uj = sum(round((run["joules"] or 0.0) * 1e6) for run in reader.runs())
+        workflows_uj = sum(round((row["joules"] or 0.0) * 1e6) for row in reader.workflows())
         assert runs_uj == workflows_uj == given_uj.total()
         ledger.close()
         Ledger(ledger.path).close()

@@ -2,6 +2,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +18,7 @@ from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter, worst_quality
 from proxy.energy.prior import prior
 from proxy.energy.receipts import Attempt, Book, Receipt
-from proxy.energy.records import Batch, Outcome, Quality
+from proxy.energy.records import Outcome, Quality
 from proxy.energy.sources import Device, Reading
 from proxy.energy.work import Progress
 from proxy.identify import identify
@@ -34,9 +35,9 @@ class Counters:
         self.raw_uj = {GPU: 7_000_000, CPU: 11}
         self.broken = False
         self.closed = False
-        self.devices = (
+        self.devices: tuple[Device, ...] = (
             Device(GPU, "gpu", "NVIDIA H200", Quality.MEASURED),
-            Device(CPU, "cpu", "a CPU", Quality.ESTIMATED),
+            Device(CPU, "cpu", "a CPU", Quality.MEASURED),
         )
         self.notes = ()
 
@@ -246,6 +247,65 @@ async def test_after_a_crash_the_hole_is_a_gap(counters: Counters, tmp_path: Pat
         assert LedgerReader(path).parts()[GPU].gap_uj == lost_uj + 100_000_000, "a reset says nothing"
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"quality": Quality.ESTIMATED}, {"quality": Quality.ESTIMATED}),
+        ({"quality": Quality.ESTIMATED}, {}),
+        ({}, {"quality": Quality.ESTIMATED}),
+        ({"quality": Quality.EMULATED}, {}),
+        ({"model": "NVIDIA A100"}, {}),
+    ],
+)
+async def test_a_counter_that_is_not_the_same_one_begins_where_it_stands(
+    counters: Counters, tmp_path: Path, before: dict[str, Any], after: dict[str, Any]
+) -> None:
+    """An estimate's begins with its process; another device's has never been read. What lies between is no energy."""
+    path, (gpu, cpu) = tmp_path / "ledger.sqlite", counters.devices
+    counters.devices = (replace(gpu, **before), cpu)
+    async with running(counters, path) as first:
+        await first.spend(2.0)
+    counters.devices = (replace(gpu, **after), cpu)
+    counters.move(100.0)
+    async with running(counters, path) as second:
+        await second.spend(2.0)
+        second.check()
+    parts = LedgerReader(path).parts()
+    assert (parts[GPU].gap_uj, parts[CPU].gap_uj) == (0, 10_000_000_000)
+    assert sum(parts[GPU]) == 400_000_000
+
+
+async def test_while_windows_settle_the_balance_holds(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settling makes way for whoever streams, and whoever asks then finds every joule."""
+    monkeypatch.setattr("proxy.energy.meter.SLICE_S", 0.0)
+    await gateway.spend(0.5, step_s=0.1)
+    seen: list[int] = []
+    committing = asyncio.create_task(gateway.meter.commit())
+    while not committing.done():
+        open_uj, committed = gateway.meter.open_uj(), gateway.meter.committed
+        for device, uj in gateway.meter.counter_uj().items():
+            assert uj == sum(committed.get(device, ())) + open_uj[device]
+        seen.append(gateway.attribution.open_uj()[GPU])
+        await asyncio.sleep(0)
+    await committing
+    assert len(set(seen)) > 2, "it was looked at between windows"
+
+
+async def test_a_window_that_cannot_be_shared_leaves_the_books_in_order(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipt, _ = gateway.open()
+    await gateway.spend(1.0)
+    gateway.end(receipt)
+    with monkeypatch.context() as patch:
+        patch.setattr("proxy.energy.serving.plan", refuse)
+        await gateway.spend(1.0)
+    await gateway.spend(2.0)
+    parts = LedgerReader(gateway.path).parts()
+    assert parts[GPU].gap_uj == 200_000_000 and parts[GPU].idle_uj > 0
+    assert gateway.attribution.is_settled(receipt.attempts[0].progress or pytest.fail())
+
+
 async def test_closing_settles_and_writes_what_is_open(counters: Counters, tmp_path: Path) -> None:
     async with running(counters, tmp_path / "ledger.sqlite") as gateway:
         receipt, _ = gateway.open()
@@ -340,15 +400,17 @@ async def live(counters: Counters, path: Path, steps: list[tuple[Any, ...]]) -> 
     gateway.check()
     parts = LedgerReader(path).parts()
     assert {device: sum(parts[device]) for device in moved_uj} == moved_uj
-    booked = sum(record["joules"] for record in LedgerReader(path).workflows())
+    booked = sum(record["joules"] or 0 for record in LedgerReader(path).workflows())
     assert round(booked * 1e6) == sum(part.workflow_uj for part in parts.values())
 
 
-def refuse(batch: Batch) -> None:
+def refuse(*_: Any, **__: Any) -> None:
     raise LedgerError("disk full")
 
 
 def test_the_worst_counter_gives_the_quality() -> None:
     devices = {device.name: device for device in Counters().devices}
+    assert worst_quality(devices) is Quality.MEASURED
+    devices[CPU] = replace(devices[CPU], quality=Quality.ESTIMATED)
     assert worst_quality(devices) is Quality.ESTIMATED
     assert worst_quality({}) is None

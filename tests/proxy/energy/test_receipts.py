@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.energy.attribution import Settled, Share
 from proxy.energy.receipts import Attempt, Book, Receipt, Second, tokens_by_label
 from proxy.energy.records import Outcome, Phase, Quality
+from proxy.energy.share import Settled, Share
 from proxy.energy.sources import Device
 from proxy.energy.work import Progress
 from proxy.identify import identify
@@ -300,6 +300,7 @@ def test_what_is_handed_over_agrees_with_what_was_booked(steps: list[tuple]) -> 
             seen_energy[record.request_id] += record.uj
         finals.extend(run.uid for run in second.finals)
         settled_ids.extend(record.id for record in second.batch.requests if record.settled)
+        settled_ids.extend(second.batch.settled)
         for run in second.finals:
             assert run.in_flight == run.unsettled == 0
 

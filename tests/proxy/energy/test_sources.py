@@ -18,7 +18,18 @@ from proxy.config import Host
 from proxy.energy.daemon import Zeusd
 from proxy.energy.estimate import BUSY_W, IDLE_W, Estimate, estimated_uj
 from proxy.energy.records import Quality
-from proxy.energy.sources import Reading, Source, open_estimate, open_sources, open_zeus, open_zeusd
+from proxy.energy.sources import (
+    Device,
+    Reading,
+    Source,
+    on_cpu,
+    on_gpus,
+    open_estimate,
+    open_sources,
+    open_zeus,
+    open_zeusd,
+    unreadable,
+)
 
 HERE = Host(local=True)
 
@@ -385,3 +396,44 @@ def test_one_machine_under_two_names_is_read_once(registered: None, nvml_here: A
     sources, lines = open_sources({"a": HERE, "b": HERE})
     assert [device.name for source in sources for device in source.devices] == ["a/gpu:0"]
     assert "b is this machine, which is read as a already: not read twice" in lines
+
+
+def test_a_cpu_that_an_engine_runs_on_is_estimated_even_beside_a_gpus_counter(registered: None, nvml_here: Any) -> None:
+    sources, lines = open_sources({"local": HERE}, engines_on_cpu=True)
+    found = [(device.name, device.quality) for source in sources for device in source.devices]
+    assert found == [("local/gpu:0", Quality.MEASURED), ("local/cpu:0", Quality.ESTIMATED)]
+    assert lines[0].startswith(
+        "local: no counter of the CPU; its energy is estimated from CPU use (at a guessed wattage"
+    )
+    assert lines[1:] == ["local: gpu:0 (NVIDIA H200) measured by hardware counters"]
+    _, lines = open_sources({"local": Host(local=True, cpu_watts=65)}, engines_on_cpu=True)
+    assert "(at 65 W)" in lines[0]
+
+
+def test_a_cpu_with_a_counter_is_not_estimated(
+    registered: None, nvml_here: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rapl(tmp_path / "rapl/intel-rapl:0", "package-0", 1_000)
+    rapl_at(tmp_path / "rapl", monkeypatch)
+    sources, _ = open_sources({"local": HERE}, engines_on_cpu=True)
+    qualities = {device.name: device.quality for source in sources for device in source.devices}
+    assert qualities["local/cpu:0"] is Quality.MEASURED and qualities["local/gpu:0"] is Quality.MEASURED
+
+
+def counter(name: str, quality: Quality = Quality.MEASURED) -> Device:
+    return Device(f"local/{name}", name.partition(":")[0], "model", quality)
+
+
+def test_what_moves_with_an_engines_work() -> None:
+    gpus, package, dram = [counter("gpu:0"), counter("gpu:1")], counter("cpu:0"), counter("dram:0")
+    guess = counter("cpu:0", Quality.ESTIMATED)
+    assert on_cpu([*gpus, package, dram]) == ("local/cpu:0", "local/dram:0")
+    assert on_cpu([*gpus, guess]) == ("local/cpu:0",) and on_cpu(gpus) == ()
+    assert on_gpus([*gpus, package, dram]) == ("local/gpu:0", "local/gpu:1", "local/cpu:0", "local/dram:0")
+    assert on_gpus([*gpus, guess]) == ("local/gpu:0", "local/gpu:1"), "an estimate would spoil the GPUs' figures"
+    assert on_gpus([guess]) == ("local/cpu:0",) and on_gpus([counter("soc:0")]) == ("local/soc:0",)
+    assert on_gpus([]) == ()
+
+
+def test_a_host_that_nobody_can_read(registered: None) -> None:
+    assert unreadable({"a": HERE, "b": Host(zeusd="b:4938"), "c": Host(cpu_watts=65)}) == ["c"]

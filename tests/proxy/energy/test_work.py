@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.energy.prior import Coefficients
-from proxy.energy.work import Progress, Work, part, work_in
+from proxy.energy.work import Progress, Work, hold, part, work_in
 
 PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")
 TIMES = st.floats(0, 100) | st.integers(0, 100).map(float)
@@ -15,10 +15,10 @@ TOKENS = st.integers(0, 5000)
 
 @st.composite
 def attempts(draw: st.DrawFn) -> Progress:
-    """Any attempt that has ended: with and without a stream, marks, usage, a cached part, a length in time."""
+    """Any attempt that has ended and whose tokens are known: streamed or not, marks, cached tokens, a length."""
     dispatched, *middle, ended = sorted(draw(st.lists(TIMES, min_size=2, max_size=8)))
     progress = Progress("r", 1, "e", dispatched, draw(TOKENS), streamed=draw(st.booleans()), ended=ended)
-    if draw(st.booleans()):
+    if not progress.streamed or draw(st.booleans()):
         progress.prompt_tokens, progress.output_tokens = draw(TOKENS), draw(TOKENS)
         progress.cached_tokens = draw(st.none() | st.integers(0, progress.prompt_tokens))
     if progress.streamed and middle:
@@ -41,7 +41,7 @@ def summed(progress: Progress, cuts: list[float]) -> Work:
     works = [work_in(progress, t0, t1, cuts[-1], PRICES) for t0, t1 in pairwise(cuts)]
     for work in works:
         assert min(work.prefill_s, work.decode_s, work.prompt, work.output, work.context) >= 0
-    return Work(*(math.fsum(getattr(work, name) for work in works) for name in Work.__slots__))
+    return Work(*map(math.fsum, zip(*works, strict=True)))
 
 
 @given(attempts(), st.lists(TIMES, max_size=10))
@@ -70,7 +70,6 @@ def test_nothing_is_lost_in_windows_that_an_attempt_only_touches(progress: Progr
     """Attribution asks of the windows that overlap an attempt alone."""
     assume(progress.ended is not None and progress.ended > progress.dispatched)
     assume(progress.first is None or progress.first > progress.dispatched)
-    assume(progress.streamed or not progress.output_tokens or progress.prompt_tokens)
     edges = [-1.0, *sorted({*cuts}), 101.0]
     works = [work_in(progress, t0, t1, 101.0, PRICES) for t0, t1 in pairwise(edges) if progress.overlaps(t0, t1)]
     prompt, output = known(progress)
@@ -104,18 +103,78 @@ def test_the_prompt_is_spread_until_the_first_token_and_its_cached_part_costs_no
     assert after.context == 5.0 * (100 + 2.5)  # cached tokens are read all the same
 
 
-def test_without_a_stream_prices_place_the_first_token() -> None:
-    progress = Progress("r", 1, "e", 0.0, streamed=False, ended=10.0, prompt_tokens=9200, output_tokens=50)
-    work = work_in(progress, 0.0, 10.0, 10.0, PRICES)  # 0.23 s of prompt, 0.23 s of output
-    assert work.prefill_s == pytest.approx(5.0)
-    assert work_in(progress, 0.0, 5.0, 10.0, PRICES).output == pytest.approx(0.0)
-    assert work_in(progress, 5.0, 7.5, 10.0, PRICES).output == pytest.approx(25.0)
+def test_without_a_stream_the_price_of_the_prompt_places_the_first_token() -> None:
+    progress = Progress("r", 1, "e", 0.0, streamed=False, ended=10.0, prompt_tokens=40_000, output_tokens=50)
+    assert work_in(progress, 0.0, 10.0, 10.0, PRICES).prefill_s == pytest.approx(1.0)
+    assert work_in(progress, 0.0, 1.0, 10.0, PRICES).output == pytest.approx(0.0)
+    assert work_in(progress, 1.0, 5.5, 10.0, PRICES).output == pytest.approx(25.0)
+
+
+def test_who_was_faster_than_the_prices_was_so_in_prompt_and_output() -> None:
+    progress = Progress("r", 1, "e", 0.0, streamed=False, ended=0.1, prompt_tokens=9200, output_tokens=50)
+    work = work_in(progress, 0.0, 0.1, 0.1, PRICES)  # 0.23 s of prompt and 0.23 s of output, by the prices
+    assert (work.prefill_s, work.output) == (pytest.approx(0.05), pytest.approx(50.0))
+
+
+def test_no_output_means_that_all_of_it_was_prompt() -> None:
+    progress = Progress("r", 1, "e", 0.0, streamed=False, ended=10.0, prompt_tokens=100, output_tokens=0)
+    assert work_in(progress, 0.0, 10.0, 10.0, PRICES) == Work(10.0, 0.0, 100.0, 0.0, 0.0)
+
+
+def test_an_unseen_attempt_makes_a_token_a_step_after_its_prompt() -> None:
+    progress = Progress("r", 1, "e", 0.0, prompt_guess=40_000, streamed=False)
+    assert work_in(progress, 0.0, 1.0, 9.0, PRICES, tenfold) == Work(1.0, 0.0, 40_000.0, 0.0, 0.0)
+    work = work_in(progress, 1.0, 3.0, 9.0, PRICES, tenfold)
+    assert work == Work(0.0, 2.0, 0.0, 20.0, 20 * (40_000 + 10))
+    assert work_in(progress, 1.0, 3.3, 9.0, PRICES).output == pytest.approx(2.3 / 0.0046)
+    progress.ended = 2.0  # without a usage: a client that left
+    assert work_in(progress, 0.0, 9.0, 9.0, PRICES, tenfold).output == 10
+
+
+def tenfold(t0: float, t1: float) -> float:
+    return 10 * (t1 - t0)
+
+
+@given(
+    prompt=TOKENS,
+    output=TOKENS,
+    rates=st.lists(st.floats(0, 500), min_size=2, max_size=40),
+    settled=st.integers(0, 38),
+)
+def test_what_was_guessed_and_what_is_left_sum_to_the_usage(
+    prompt: int, output: int, rates: list[float], settled: int
+) -> None:
+    """Windows settle on a guess while an attempt runs; when its usage comes the others get the rest, and never less
+    than nothing."""
+    settled = min(settled, len(rates) - 1)
+    progress = Progress("r", 1, "e", 0.0, prompt, streamed=False)
+    guessed = 0.0
+    for second in range(settled):
+        for _ in range(2):  # as for another device with the same window
+            hold(progress, second + 1.0, second + 6.0, PRICES, lambda a, b, s=second: rates[s] * (b - a))
+        guessed += work_in(progress, second, second + 1.0, second + 6.0, PRICES).output
+    assert 0 <= guessed <= sum(rates[:settled]) + 1e-6
+    progress.ended, progress.prompt_tokens, progress.output_tokens = float(len(rates)), prompt // 2, output
+    works = [work_in(progress, s, s + 1.0, 99.0, PRICES) for s in range(len(rates))]
+    assert math.fsum(work.output for work in works[:settled]) == pytest.approx(guessed, abs=1e-6)
+    assert math.fsum(work.output for work in works) == pytest.approx(max(output, guessed), rel=1e-9, abs=1e-6)
+
+
+def test_a_stream_that_nobody_asked_for_is_seen() -> None:
+    progress = Progress("r", 1, "e", 0.0, streamed=False, first=1.0, frames=10, marks=[(2.0, 10)])
+    hold(progress, 3.0, 9.0, PRICES, tenfold)
+    assert work_in(progress, 0.0, 3.0, 9.0, PRICES, tenfold).output == 10 and progress.first_guess is None
 
 
 def test_before_the_first_token_the_guessed_prompt_lasts_until_now() -> None:
     progress = Progress("r", 1, "e", dispatched=0.0, prompt_guess=40)
     work = work_in(progress, 0.0, 1.0, now=4.0, prices=PRICES)
     assert work == Work(1.0, 0.0, 10.0, 0.0, 0.0)
+
+
+def test_the_prompt_of_a_stream_takes_the_time_that_its_price_says_at_least() -> None:
+    progress = Progress("r", 1, "e", dispatched=0.0, prompt_guess=40_000)
+    assert work_in(progress, 0.0, 0.1, now=0.1, prices=PRICES).prompt == pytest.approx(4000)
 
 
 def test_an_attempt_of_no_length_does_nothing_anywhere_else() -> None:

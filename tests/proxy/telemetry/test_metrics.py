@@ -15,8 +15,8 @@ OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0
 SEARCH = {"tenant": "default", "workflow": "search", "step": "query"}
 
 
-def delta(uj: int, component: str = "gpu", waste: str | None = None) -> EnergyDelta:
-    return EnergyDelta("default", "search", "query", "e1", component, Quality.ATTRIBUTED, uj, waste)
+def delta(uj: int, component: str = "gpu") -> EnergyDelta:
+    return EnergyDelta("default", "search", "query", "e1", component, Quality.ATTRIBUTED, uj)
 
 
 def window(workflow_uj: int = 0, idle_uj: int = 0, foreign_uj: int = 0, gap_uj: int = 0) -> WindowRecord:
@@ -59,10 +59,10 @@ def test_a_batch_with_a_negative_share_moves_nothing() -> None:
     assert not [sample for sample in samples(metrics) if "joules" in sample.name and sample.value]
 
 
-def test_waste_is_counted_when_known_at_once_and_when_known_later() -> None:
+def test_waste_is_counted_within_the_energy() -> None:
     metrics = Metrics("0")
-    metrics.apply([delta(2_000_000), delta(500_000, waste="cancelled")], [])
-    metrics.wasted("search", "cancelled", 1_000_000)
+    metrics.apply([delta(2_000_000), delta(500_000)], [])
+    metrics.wasted("search", "cancelled", 1_500_000)
     metrics.wasted("search", "retried", 250_000)
     assert value(metrics, "joulegate_waste_joules_total", {"workflow": "search", "reason": "cancelled"}) == 1.5
     assert value(metrics, "joulegate_waste_joules_total", {"workflow": "search", "reason": "retried"}) == 0.25

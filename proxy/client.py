@@ -1,0 +1,97 @@
+"""The client's end of one exchange: what it sent, whether it is still there, and what it has been told."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from contextlib import suppress
+from typing import Any
+
+from proxy.refusal import Refusal, error_object
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Header = tuple[bytes, bytes]
+
+HOP_BY_HOP = frozenset(
+    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
+)
+_NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server"}
+_TELL_S = 5.0
+
+
+class Broken(Exception):
+    """The engine could not be reached or broke off; `what` is for the client."""
+
+    def __init__(self, what: str, code: str, status: int = 502) -> None:
+        super().__init__(what)
+        self.what, self.code, self.status = what, code, status
+
+
+class Client:
+    """One request's client. `began`: it saw a status; `gone`: it has left. `extra` goes into every reply's head."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        self.query: bytes = scope.get("query_string", b"")
+        self.headers: dict[bytes, bytes] = {}
+        for name, value in scope["headers"]:
+            self.headers.setdefault(name, value)
+        self.extra: list[Header] = []
+        self.began = False
+        self.gone = False
+
+    async def body(self, most_bytes: int) -> bytes:
+        """The whole body. Raises Refusal (413) as soon as it is too large."""
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                raise asyncio.CancelledError
+            part = message.get("body", b"")
+            size += len(part)
+            if size > most_bytes:
+                raise Refusal(413, f"the body is larger than {most_bytes} bytes", "body_too_large")
+            parts.append(part)
+            if not message.get("more_body"):
+                return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def watch(self, exchange: asyncio.Task[Any]) -> None:
+        """Cancel the exchange when the client goes, wherever it is."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
+        exchange.cancel()
+
+    async def start(self, status: int, headers: Iterable[Header], length: int | None) -> None:
+        """Begin the reply with the engine's own head; without a length it is a stream."""
+        self.began = True
+        head = [header for header in headers if header[0] not in _NOT_DOWNSTREAM]
+        if length is not None:
+            head.append((b"content-length", b"%d" % length))
+        head += self.extra
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
+
+    async def send(self, data: bytes, more: bool = False) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def answer(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
+        """A reply of the gateway's own, where there is still a client and none was begun."""
+        if self.gone or self.began:
+            return
+        await self.start(status, [(b"content-type", b"application/json"), *headers], len(body))
+        await self.send(body)
+
+    async def tell(self, broken: Broken) -> None:
+        """Tell of a failure: as a reply, or as the last frame of a stream that has begun."""
+        error = error_object(broken.status, broken.what, broken.code)
+        with suppress(TimeoutError):  # a client that reads nothing is not told; the books are closed all the same
+            async with asyncio.timeout(_TELL_S):
+                if self.began and not self.gone:
+                    await self.send(b"data: " + error + b"\n\n")
+                else:
+                    await self.answer(broken.status, error)
