@@ -85,6 +85,8 @@ class Report:
     def why_unknown(self) -> str:
         """Why a settled report without joules has none, in a line for people."""
         engines = sorted({request.engine for request in self.requests if request.engine is not None})
+        if not engines:
+            return f"the energy of run {self.run} is not known: none of its requests reached an engine"
         return (
             f"the energy of run {self.run} is not known: no counter saw what engine {' or '.join(engines)} did; "
             "name its devices in the gateway's configuration (devices: [host/gpu:0])"

@@ -22,8 +22,7 @@ State = Annotated[Literal["open", "final"], BeforeValidator(_shown)]
 class Energy(BaseModel):
     """A sum of joules and the band it lies in; `quality` is that of its worst part.
 
-    All are null where an engine worked and no counter and no estimate saw any of it. 0 without a quality is what it
-    cost that no engine was reached.
+    All are null where no counter and no estimate stands behind any of it: that is not 0 J.
     """
 
     joules: float | None

@@ -1,8 +1,8 @@
 """What the ledger knows, as plain figures: joules, seconds, tokens.
 
 Joules are the stored microjoules divided by a million and nothing else, so that they still add up; rounding to what the
-quality permits is for whoever prints them for people. What work cost that no counter saw is null, never 0: that is the
-cost of what did not reach an engine. Neither has a quality.
+quality permits is for whoever prints them for people. What no counter saw has no quality, and its joules are null,
+never 0.
 """
 
 import json
@@ -40,13 +40,12 @@ def worst(qualities: Iterable[str]) -> str | None:
 
 @dataclass(slots=True)
 class _Energy:
-    """A sum of energy rows with its band. `worked` says whether an engine did anything that has to have cost some."""
+    """A sum of energy rows with its band."""
 
     uj: int = 0
     low_uj: int = 0
     high_uj: int = 0
     qualities: set[str] = field(default_factory=set)
-    worked: bool = False
 
     def add(self, row: sqlite3.Row) -> None:
         self.uj += row["uj"]
@@ -56,8 +55,8 @@ class _Energy:
 
     @property
     def known(self) -> bool:
-        """Whether the sum says anything: a counter or an estimate stands behind a part of it, or there was no work."""
-        return bool(self.qualities) or not self.worked
+        """Whether a counter, or an estimate, stands behind any part; else the sum says nothing, not 0."""
+        return bool(self.qualities)
 
     def joules(self, uj: int | None = None) -> float | None:
         """The sum, or a part of it, in joules; null where nothing is known."""
@@ -123,16 +122,10 @@ class LedgerReader:
                 " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality",
                 uids,
             ).fetchall()
-            sums: dict[str, _Energy] = defaultdict(_Energy)
-            for row in energy:
-                sums[row["run_uid"]].add(row)
-            for row in db.execute(
-                "SELECT DISTINCT run_uid FROM json_each(?) CROSS JOIN requests ON run_uid = value"
-                " CROSS JOIN attempts ON request_id = id WHERE dispatched IS NOT NULL",
-                (json.dumps([row["uid"] for row in rows if row["uid"] not in sums]),),
-            ):
-                sums[row["run_uid"]].worked = True
         counts = {row["run_uid"]: row for row in requests}
+        sums: dict[str, _Energy] = defaultdict(_Energy)
+        for row in energy:
+            sums[row["run_uid"]].add(row)
         return [
             {
                 **_run(row),
@@ -269,15 +262,12 @@ def _workflow(
         total.add(row)
         _count(components, row["component"], row["uj"])
         wasted_uj += row["uj"] if row["outcome"] not in ("", Outcome.OK) else 0
-    total.worked = any(row["outcome"] != Outcome.REFUSED for row in requests)
     for row in requests:
-        step = steps.setdefault(row["step"], {"requests": 0, "joules": 0.0, "output_tokens": 0})
+        step = steps.setdefault(row["step"], {"requests": 0, "joules": None, "output_tokens": 0})
         step["requests"] += row["requests"]
         step["output_tokens"] += row["output_tokens"]
         if parts := [part["uj"] for part in energy if part["step"] == row["step"]]:
             step["joules"] = sum(parts) / 1e6
-        elif row["outcome"] != Outcome.REFUSED:
-            step["joules"] = None
     outcomes = [(row["outcome"], row["requests"]) for row in requests]
     run_count = sum(row["runs"] for row in runs)
     ended = [row for row in runs if row["state"] != "open"]
@@ -316,7 +306,7 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
     for row in db.execute(f"SELECT attempts.* {of_request.format('attempts')} ORDER BY request_id, n", ids):
         attempts[row["request_id"]].append(row)
     energy: dict[str, list[sqlite3.Row]] = defaultdict(list)
-    total = _Energy(worked=any(_worked(tries) for tries in attempts.values()))
+    total = _Energy()
     for row in db.execute(f"SELECT energy.* {of_request.format('energy')}", ids):
         energy[row["request_id"]].append(row)
         total.add(row)
@@ -325,7 +315,7 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
 
 def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row]) -> dict[str, Any]:
     """A request's figures; the times are the client's, from its arrival at the gateway on."""
-    total = _Energy(worked=_worked(attempts))
+    total = _Energy()
     components: dict[str, int] = {}
     phases = {phase.value: 0 for phase in Phase}
     for part in energy:
@@ -351,30 +341,15 @@ def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3
     }
 
 
-def _worked(attempts: Iterable[sqlite3.Row]) -> bool:
-    return any(attempt["dispatched"] is not None for attempt in attempts)
-
-
 def _by_step(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    by_step: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    steps: dict[str, dict[str, Any]] = {}
     for request in requests:
-        by_step[request["step"]].append(request)
-    return {
-        step: {
-            "requests": len(those),
-            "joules": _sum(those),
-            "output_tokens": sum(request["output_tokens"] or 0 for request in those),
-        }
-        for step, those in by_step.items()
-    }
-
-
-def _sum(requests: list[dict[str, Any]]) -> float | None:
-    """What is known of their joules; null where that is nothing although an engine worked."""
-    joules = [request["joules"] for request in requests]
-    if None in joules and not any(request["quality"] for request in requests):
-        return None
-    return round(sum(part or 0.0 for part in joules), 6)
+        step = steps.setdefault(request["step"], {"requests": 0, "joules": None, "output_tokens": 0})
+        step["requests"] += 1
+        if request["joules"] is not None:
+            step["joules"] = round((step["joules"] or 0.0) + request["joules"], 6)
+        step["output_tokens"] += request["output_tokens"] or 0
+    return steps
 
 
 def _per(joules: float | None, count: int) -> float | None:

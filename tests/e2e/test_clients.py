@@ -1,15 +1,13 @@
-"""The clients that people have: `openai` (both of its kinds), `langchain-openai` and curl, and what the books say after.
+"""The clients that people have: `openai` (both of its kinds), `langchain-openai` and curl.
 
-Whatever is asserted of a reply is asserted in the client's own words; the receipts must have the engine's counts.
+What they get is asserted in their own words, and after it what the books have: the engine's counts, and how it ended.
 """
 
 import json
 import re
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator
 from inspect import isawaitable
-from pathlib import Path
 from typing import Any, Literal
 
 import openai
@@ -216,7 +214,7 @@ async def test_errors_are_the_clients_own(client: Any, gateway: Gateway, run: st
     with pytest.raises(openai.UnprocessableEntityError, match="the stub says 422"):
         await got(create(**CHAT, stream=stream, extra_body={"stub": {"refuse": 422}}))
     if stream:
-        with pytest.raises(openai.APIError, match="broke|closed|failed|ended"):
+        with pytest.raises(openai.APIError, match=r"engine e1 failed"):
             await listed(await got(create(**CHAT, stream=True, extra_body={"stub": {"die_after": 2}})))
     ended = [outcome for outcome, _, _ in books(gateway, run)]
     assert ended == ["refused", "error"] + ["failed"] * stream
@@ -259,7 +257,7 @@ async def test_langchain(gateway: Gateway, run: str) -> None:
 
     calls = [(call["name"], call["args"]) for call in llm.bind_tools(TOOLS).invoke("one two").tool_calls]
     assert calls == CALLED
-    together: Any = AIMessageChunk("")
+    together: Any = AIMessageChunk(content="")
     async for chunk in llm.bind_tools(TOOLS).astream("one two"):
         together += chunk
     assert [(call["name"], call["args"]) for call in together.tool_calls] == CALLED
@@ -268,9 +266,7 @@ async def test_langchain(gateway: Gateway, run: str) -> None:
         city = llm.with_structured_output(City, method=method).invoke("one two")
         assert isinstance(city, City) and city.kind == "port"
 
-    embeddings = OpenAIEmbeddings(
-        model="stub-7b", check_embedding_ctx_length=False, default_headers=headers, **address
-    )
+    embeddings = OpenAIEmbeddings(model="stub-7b", check_embedding_ctx_length=False, default_headers=headers, **address)
     assert embeddings.embed_documents(["one", "two three"]) == [[0.25, -0.5, 1.0], [1.25, -0.5, 1.0]]
     assert await embeddings.aembed_query("one two three") == [0.25, -0.5, 1.0]
 

@@ -36,10 +36,10 @@ async def test_two_runs_through_one_shared_chat_model(gateway: Gateway) -> None:
         asked = [(request.step, request.prompt_tokens, request.output_tokens) for request in report.requests]
         expected = [("batch", 1, 3 * tokens)] * 2 + [("streamed", 5, 2 * tokens), ("whole", 3, tokens)]
         assert sorted(asked, key=str) == sorted(expected, key=str)
-        assert all(request.joules > 0 for request in report.requests)
-        assert report.settled and report.joules > 0
+        assert all((request.joules or 0) > 0 for request in report.requests)
+        assert report.settled and (report.joules or 0) > 0
         assert set(report.by_step) == {"whole", "streamed", "batch"}
-        assert abs(sum(report.by_step.values()) - report.joules) < 1e-5
+        assert abs(sum(joules or 0 for joules in report.by_step.values()) - (report.joules or 0)) < 1e-5
     assert [report.workflow for report in reports.values()] == ["search", "coding"]
     ids = [{request.id for request in report.requests} for report in reports.values()]
     assert not ids[0] & ids[1]
@@ -67,4 +67,4 @@ async def test_the_asynchronous_openai_client(gateway: Gateway) -> None:
         assert [chunk async for chunk in stream]
     report = await run.areport()
     assert [request.output_tokens for request in report.requests] == [3, 4]
-    assert report.joules > 0
+    assert (report.joules or 0) > 0

@@ -256,23 +256,6 @@ def test_what_no_counter_saw_is_not_0_joules(ledger: Ledger, reader: LedgerReade
     assert known is not None and known["joules"] == 2.0 and known["by_step"]["rank"]["joules"] is None
 
 
-def test_what_reached_no_engine_cost_nothing(ledger: Ledger, reader: LedgerReader) -> None:
-    refused = replace(REQUEST, outcome=Outcome.REFUSED, output_tokens=None)
-    queued = replace(ATTEMPT, dispatched=None, first=None)
-    ledger.write(Batch([RUN], [refused], [queued]))
-    run = reader.run(None, "r1")
-    assert run is not None
-    for figures in (run, run["requests"][0], reader.runs()[0], reader.workflows()[0]):
-        assert [figures[key] for key in ("joules", "joules_low", "joules_high", "quality")] == [0.0, 0.0, 0.0, None]
-    assert run["by_step"]["query"]["joules"] == reader.workflows()[0]["by_step"]["query"]["joules"] == 0.0
-    unseen = replace(REQUEST, id="q2")
-    ledger.write(Batch([], [unseen], [replace(ATTEMPT, request_id="q2")]))
-    run = reader.run(None, "r1")
-    assert run is not None and run["by_step"]["query"]["joules"] is None, "work beside it makes the sum unknown"
-    assert run["joules"] is reader.runs()[0]["joules"] is reader.workflows()[0]["joules"] is None
-    assert reader.workflows()[0]["by_step"]["query"]["joules"] is None
-
-
 @pytest.mark.parametrize("place", ["there/ledger.sqlite", "not/there/yet/ledger.sqlite"])
 def test_a_place_for_a_ledger_is_looked_at_and_left_as_it_is(tmp_path: Path, place: str) -> None:
     (tmp_path / "there").mkdir()
