@@ -59,6 +59,7 @@ class Frames:
         self._comment = comment
         self._edits = hide_usage or comment is not None
         self._tail = b""
+        self._closing = False  # a closing usage frame was seen
         self._last = b""  # the last frame of an answer
         self.content = 0  # frames that carry output
         self.usage: Usage | None = None
@@ -131,16 +132,23 @@ class Frames:
         except orjson.JSONDecodeError:
             reply = None
         usage = read_usage(reply)
-        if usage is not None:
-            self.usage = usage
         if isinstance(reply, Mapping):
             self.started = True
             if reply.get("choices") == [] and usage is not None:
+                self._total(usage)
                 return b"" if self._hide_usage else frame
             self._last = frame
+            if usage is not None:
+                self.usage = usage  # a running total, as of now
             if _carries_output(frame):
                 self.content += 1
         return frame
+
+    def _total(self, usage: Usage) -> None:
+        """Take a closing frame's usage: llama.cpp sends one for each choice, with the same prompt."""
+        before = self.usage.output if self._closing and self.usage is not None else 0
+        self._closing = True
+        self.usage = Usage(usage.prompt, before + usage.output, usage.cached)
 
 
 def _carries_output(frame: bytes) -> bool:

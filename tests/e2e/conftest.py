@@ -86,3 +86,13 @@ def nvml_play() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def fresh_langchain_clients() -> Iterator[None]:
+    """langchain keeps one client a base URL for all of its models; it must not outlive its test's event loop."""
+    yield
+    module = sys.modules.get("langchain_openai.chat_models._client_utils")
+    if module is not None:
+        module._cached_async_httpx_client.cache_clear()
+        module._cached_sync_httpx_client.cache_clear()

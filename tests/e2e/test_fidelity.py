@@ -123,10 +123,6 @@ TOKENS = {  # of the prompt and of the output, as the engine counted
     "no usage, no [DONE], no end": (None, 3),
 }
 
-KNOWN = {
-    "llamacpp_choices": pytest.mark.xfail(strict=True, reason="one usage frame a choice: the last one alone counts")
-}
-
 
 def path_of(name: str) -> str:
     endings = {"_completion": "/v1/completions", "_responses": "/v1/responses"}
@@ -280,7 +276,7 @@ def books(gateway: Gateway, engine: Replay) -> dict[str, dict[str, Any]]:
     return {name: of[f"stream-{number}"] for number, name in enumerate(STREAMS)}
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=KNOWN.get(name, ())) for name in STREAMS])
+@pytest.mark.parametrize("name", STREAMS)
 def test_the_books_have_the_engines_count(books: dict[str, dict[str, Any]], name: str) -> None:
     request = books[name]
     prompt, output = TOKENS.get(name, (9, 3))
