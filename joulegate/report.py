@@ -59,10 +59,10 @@ def workflow_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     qualities = sorted({row["quality"] for row in rows} - {None})
     title = f"Workflows (joules: {qualities[0]})" if len(qualities) == 1 else "Workflows"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-    table.add_column("workflow")
-    for heading in ("runs", "requests", "tokens in", "out", "joules", "a run", "a token", "s a run"):
-        table.add_column(heading, justify="right")
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("workflow", no_wrap=True)
+    for heading in ("runs", "calls", "tokens in", "out", "joules", "a run", "a token", "s a run"):
+        table.add_column(heading, justify="right", no_wrap=True)
     if len(qualities) > 1:
         table.add_column("quality")
     several_tenants = len({row["tenant"] for row in rows}) > 1
