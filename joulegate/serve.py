@@ -176,6 +176,8 @@ async def serve(
         return
     try:
         ready(gateway)
+        _allow_connections()
+        _calm_collector()
         reloads: set[asyncio.Task[None]] = set()
 
         def hang_up() -> None:
