@@ -1,0 +1,1 @@
+"""The emulated engine and GPU in virtual time: no I/O, no clock."""
