@@ -9,6 +9,46 @@ from proxy.refusal import error_object
 _FAREWELL_S = 1.0
 
 
+class _HeadWithBody(asyncio.Transport):
+    """A transport on which the head of a reply leaves together with what is written next, in the same turn or the next.
+
+    A write to a socket costs more than all else that a small reply needs.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport, self._loop = transport, loop
+        self._head = b""
+        self.get_extra_info = transport.get_extra_info
+        self.is_closing = transport.is_closing
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+        self.set_protocol = transport.set_protocol
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._head:
+            self._transport.write(self._head + data)
+            self._head = b""
+        elif data[:5] == b"HTTP/":
+            self._head = bytes(data)
+            self._loop.call_soon(self._flush)
+        else:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._head = b""
+        self._transport.abort()
+
+    def _flush(self) -> None:
+        if self._head:
+            self._transport.write(self._head)
+            self._head = b""
+
+
 def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]:
     """uvicorn's protocol, holding at most `header_bytes` and one read of heads, trailers and chunk extensions.
 
@@ -22,7 +62,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
-            super().connection_made(transport)
+            super().connection_made(_HeadWithBody(transport, self.loop))
             self._deadline = self.loop.call_later(header_seconds, self._too_slow)
 
         def shutdown(self) -> None:
