@@ -1,9 +1,11 @@
 """HTTP/1.1 as uvicorn speaks it, with bounds on what a connection may send that is no body."""
 
 import asyncio
+from collections.abc import Callable
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy.client import TELL_WHEN_GONE
 from proxy.refusal import error_object
 
 _FAREWELL_S = 1.0
@@ -57,12 +59,14 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
     """
 
     class Bounded(HttpToolsProtocol):
+        _told_when_gone: set[Callable[[], None]]
         _in_head = True
         _outside_body = 0  # bytes since the message began or since the last byte of a body
         _deadline: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(_HeadWithBody(transport, self.loop))
+            self._told_when_gone = set()
             self._deadline = self.loop.call_later(header_seconds, self._too_slow)
 
         def shutdown(self) -> None:
@@ -74,6 +78,8 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
         def connection_lost(self, exc: Exception | None) -> None:
             self._met_deadline()
             super().connection_lost(exc)
+            for tell in [*self._told_when_gone]:
+                tell()
 
         def data_received(self, data: bytes) -> None:
             self._outside_body += len(data)
@@ -91,11 +97,17 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
         def on_headers_complete(self) -> None:
             self._in_head, self._outside_body = False, 0
             self._met_deadline()
+            self.scope["extensions"] = {TELL_WHEN_GONE: self._tell_when_gone}  # type: ignore[typeddict-item]
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
             self._outside_body = 0
             super().on_body(body)
+
+        def _tell_when_gone(self, tell: Callable[[], None]) -> Callable[[], None]:
+            self.flow.resume_reading()  # after a large body it stands still, and nobody would see the client go
+            self._told_when_gone.add(tell)
+            return lambda: self._told_when_gone.discard(tell)
 
         def _met_deadline(self) -> None:
             if self._deadline is not None:

@@ -12,12 +12,16 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
+TellWhenGone = Callable[[Callable[[], None]], Callable[[], None]]
 
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
 )
 _NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server"}
 _TELL_S = 5.0
+# What our server adds to a scope: `tell_when_gone(tell)` calls `tell` should the connection end before the function
+# that it returned is called. It saves a task a request; elsewhere a task waits on `receive`.
+TELL_WHEN_GONE = "joulegate.tell_when_gone"
 
 
 class Broken(Exception):
@@ -33,6 +37,7 @@ class Client:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self._receive, self._send = receive, send
+        self._tell_when_gone: TellWhenGone | None = scope.get("extensions", {}).get(TELL_WHEN_GONE)
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.query: bytes = scope.get("query_string", b"")
@@ -60,12 +65,24 @@ class Client:
             if not message.get("more_body"):
                 return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def watch(self, exchange: asyncio.Task[Any]) -> None:
-        """Cancel the exchange when the client goes, wherever it is."""
+    def watch(self, exchange: asyncio.Task[Any]) -> Callable[[], object]:
+        """Cancel the exchange when the client goes, wherever it is; to be called once the body is here.
+
+        Returns what ends the watch.
+        """
+
+        def leave() -> None:
+            self.gone = True
+            exchange.cancel()
+
+        if self._tell_when_gone is not None:
+            return self._tell_when_gone(leave)
+        return asyncio.create_task(self._until_gone(leave)).cancel
+
+    async def _until_gone(self, leave: Callable[[], None]) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
-        self.gone = True
-        exchange.cancel()
+        leave()
 
     async def start(self, status: int, headers: Iterable[Header], length: int | None) -> None:
         """Begin the reply with the engine's own head; without a length it is a stream."""

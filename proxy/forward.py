@@ -7,6 +7,7 @@ receipt. `client` is its one end, `relay` the other.
 import asyncio
 import logging
 import os
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -88,7 +89,8 @@ class _Exchange:
     def __init__(self, forward: Forward, client: Client) -> None:
         self.forward, self.client = forward, client
         self.limits = forward.config.limits
-        self.id = f"req_{os.urandom(16).hex()}"
+        # The time comes first: the ledger appends to its indices, where random ids would land all over them.
+        self.id = f"req_{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
         client.extra.append((b"x-joulegate-request-id", self.id.encode()))
         self.caller = ANYONE
         self.entered: Quota | None = None
@@ -101,7 +103,7 @@ class _Exchange:
 
     async def run(self) -> None:
         client = self.client
-        watcher: asyncio.Task[None] | None = None
+        unwatch: Callable[[], object] | None = None
         code, outcome = 500, Outcome.REFUSED
         try:
             caller = self.caller = self.forward.keys.caller(client.headers)
@@ -113,7 +115,7 @@ class _Exchange:
                 caller.quota.enter(clock.now())
                 self.entered = caller.quota
             raw = await client.body(self.limits.body_bytes)
-            watcher = asyncio.create_task(client.watch(_current_task()))
+            unwatch = client.watch(_current_task())
             code, outcome = await self._serve(caller, raw)
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
@@ -137,8 +139,8 @@ class _Exchange:
             log.error("request %s failed inside the gateway\nTraceback:\n%s%s", self.id, where, kind)
             await client.tell(Broken("the gateway failed; its log has the reason", "gateway_error", 500))
         finally:
-            if watcher is not None:
-                watcher.cancel()
+            if unwatch is not None:
+                unwatch()
             if self.entered is not None:
                 self.entered.leave(self._tokens(), clock.now())
             if self.receipt is not None:
