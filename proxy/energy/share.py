@@ -14,46 +14,41 @@ Integers of microjoules throughout, so that shares sum to what the counter moved
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite
-from operator import mul
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from proxy.energy.prior import Coefficients
 from proxy.energy.records import Phase
 from proxy.energy.work import Progress, Steps, work_in
 
-Terms = tuple[float, float, float, float]  # predicted joules of steps, prompt, output, context
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+_STEPS, _PROMPT, _OUTPUT, _CONTEXT = range(4)  # columns of predicted joules, one a price
 
 
-def split(delta_uj: int, weights: Sequence[float]) -> list[int]:
+def split(delta_uj: int, weights: ArrayLike) -> Integers:
     """Share `delta_uj` microjoules in proportion to `weights`, in integers that sum to it (largest remainder).
 
     All-zero weights share equally. Raises ValueError for a negative or non-finite weight, or nobody to share among.
     """
-    if not weights or delta_uj < 0:
-        raise ValueError(f"cannot share {delta_uj} µJ among {len(weights)}")
-    return _apportion(delta_uj, _scaled(weights))
-
-
-def _scaled(weights: Sequence[float]) -> list[int]:
-    """Weights as integers, so that everything after them is exact: scaled to 2^53 they lose nothing a float held."""
-    if not all(isfinite(weight) and weight >= 0 for weight in weights):
+    given = np.asarray(weights, dtype=np.float64)
+    if not given.size or delta_uj < 0:
+        raise ValueError(f"cannot share {delta_uj} µJ among {given.size}")
+    largest = given.max()
+    if not (np.isfinite(largest) and given.min() >= 0):
         raise ValueError("weights must be finite and not negative")
-    largest = max(weights, default=0.0)
-    return [int(weight / largest * 2**53) for weight in weights] if largest else [1] * len(weights)
-
-
-def _apportion(delta_uj: int, scaled: Sequence[int]) -> list[int]:
-    total = sum(scaled)
-    shares: list[int] = []
-    remainders: list[int] = []
-    for weight in scaled:
-        share, remainder = divmod(delta_uj * weight, total)
-        shares.append(share)
-        remainders.append(remainder)
-    left = delta_uj - sum(shares)
-    for index in sorted(range(len(shares)), key=remainders.__getitem__, reverse=True)[:left]:
-        shares[index] += 1
+    parts = given / largest if largest else np.ones_like(given)
+    # A hair too little, so that rounding never gives away more than there is.
+    exact = parts * (delta_uj / parts.sum() * (1 - 1e-14))
+    shares = exact.astype(np.int64)
+    some = parts > 0
+    each, left = divmod(delta_uj - int(shares.sum()), int(np.count_nonzero(some)))
+    shares[some] += each  # none, but where microjoules are too many for a float's digits
+    if left:
+        shares[np.argsort(np.where(some, shares - exact, np.inf), kind="stable")[:left]] += 1
     return shares
 
 
@@ -114,30 +109,38 @@ class Plan:
     """
 
     parts: list[tuple[Progress, Phase]]
-    weights: list[int]
-    lows: list[float]
-    highs: list[float]
+    weights: Floats
+    lows: Floats
+    highs: Floats
     busy: float  # the part of the time in which anything was in flight
 
     def settle(self, window: Window) -> Settled:
         """The window shared for good."""
-        busy_uj = self._busy_uj(window.delta_uj) if self.weights else 0
+        busy_uj = self._busy_uj(window.delta_uj) if self.weights.size else 0
+        if not busy_uj:
+            return Settled(window.device, window.t0, window.t1, (), idle_uj=window.delta_uj)
         ours = len(self.parts)
-        split_uj = _apportion(busy_uj, self.weights) if busy_uj else []
+        split_uj = split(busy_uj, self.weights)
+        uj = split_uj[:ours]
+        low_uj = np.minimum(uj, (busy_uj * self.lows[:ours]).astype(np.int64))
+        high_uj = np.maximum(uj, (busy_uj * self.highs[:ours]).astype(np.int64))
         shares = tuple(
-            Share(progress, phase, uj, min(uj, int(busy_uj * low)), max(uj, int(busy_uj * high)))
-            for (progress, phase), uj, low, high in zip(self.parts, split_uj, self.lows, self.highs, strict=False)
+            Share(progress, phase, *amounts)
+            for (progress, phase), *amounts in zip(
+                self.parts, uj.tolist(), low_uj.tolist(), high_uj.tolist(), strict=True
+            )
         )
-        idle_uj, foreign_uj = window.delta_uj - busy_uj, sum(split_uj[ours:])
+        idle_uj, foreign_uj = window.delta_uj - busy_uj, int(split_uj[ours:].sum())
         return Settled(window.device, window.t0, window.t1, shares, idle_uj=idle_uj, foreign_uj=foreign_uj)
 
     def predict(self, delta_uj: int) -> dict[Progress, int]:
         """About what each attempt will get, without a band."""
-        busy_uj, total = self._busy_uj(delta_uj), sum(self.weights)
         predicted: dict[Progress, int] = {}
-        for (progress, _), weight in zip(self.parts, self.weights, strict=False):
-            if uj := busy_uj * weight // total:
-                predicted[progress] = predicted.get(progress, 0) + uj
+        if total := self.weights.sum():
+            shares = (self.weights * (self._busy_uj(delta_uj) / total)).astype(np.int64).tolist()
+            for (progress, _), uj in zip(self.parts, shares, strict=False):
+                if uj:
+                    predicted[progress] = predicted.get(progress, 0) + uj
         return predicted
 
     def _busy_uj(self, delta_uj: int) -> int:
@@ -147,53 +150,56 @@ class Plan:
 def plan(loads: Sequence[Load], t0: float, t1: float, now: float, banded: bool = True) -> Plan:
     """How to share what the devices of `loads` used between `t0` and `t1`, by what is known at `now`."""
     parts: list[tuple[Progress, Phase]] = []
-    terms: list[Terms] = []
+    terms: list[Floats] = []
     spreads: list[float] = []
-    aliens: list[tuple[Terms, float]] = []
+    aliens: list[tuple[Floats, float]] = []
     for load in loads:
-        own, alien = _predict(load, t0, t1, now)
-        for progress, phase, term in own:
-            parts.append((progress, phase))
-            terms.append(term)
+        own, predicted, alien = _predict(load, t0, t1, now)
+        parts += own
+        terms.append(predicted)
         spreads += [load.prices.spread] * len(own)
         if load.foreign:
             aliens.append((alien, load.prices.spread))
-    terms += [term for term, _ in aliens]
+    terms += [alien for alien, _ in aliens]
     spreads += [spread for _, spread in aliens]
     busy = 1.0
     if not aliens and t1 > t0:
         busy = _busy_s([p for load in loads for p in load.attempts], t0, t1, now) / (t1 - t0)
-    lows, highs = _band(terms, spreads) if banded and terms else ([], [])
-    return Plan(parts, _scaled([sum(term) for term in terms]), lows, highs, busy)
+    table = np.concatenate(terms) if terms else np.zeros((0, 4))
+    weights = table.sum(axis=1)
+    if not weights.any():
+        weights = np.ones_like(weights)
+    lows, highs = _band(table, weights, np.array(spreads)) if banded and weights.size else (weights, weights)
+    return Plan(parts, weights, lows, highs, busy)
 
 
-def _predict(load: Load, t0: float, t1: float, now: float) -> tuple[list[tuple[Progress, Phase, Terms]], Terms]:
-    """Predicted joules by price: of the phases of every attempt, and of foreign work."""
-    prices = load.prices
-    works = [work_in(p, t0, t1, now, prices, load.steps) for p in load.attempts]
+def _predict(load: Load, t0: float, t1: float, now: float) -> tuple[list[tuple[Progress, Phase]], Floats, Floats]:
+    """Predicted joules, a column a price: a row for each phase of every attempt, and one of foreign work."""
+    prices, attempts = load.prices, load.attempts
+    works = np.array([work_in(p, t0, t1, now, prices, load.steps) for p in attempts]).reshape(-1, 5)
+    prefill_s, decode_s, prompt, output, context = works.T
     steps = load.counted
     if steps is None:
-        steps = _busy_s(load.attempts, t0, t1, now) / prices.step_s
+        steps = _busy_s(attempts, t0, t1, now) / prices.step_s
     # Foreign tokens over steps is how many strangers were in the batch on average.
     alien_s = (t1 - t0) * load.foreign / steps if steps else 0.0
-    seconds = sum(w.prefill_s + w.decode_s for w in works) + alien_s
+    seconds = prefill_s.sum() + decode_s.sum() + alien_s
     a_second = prices.step_j * steps / seconds if seconds else 0.0
-    own: list[tuple[Progress, Phase, Terms]] = []
-    for p, w in zip(load.attempts, works, strict=True):
-        prefill = (a_second * w.prefill_s, prices.prompt_j * w.prompt, 0.0, 0.0)
-        decode = (a_second * w.decode_s, 0.0, prices.output_j * w.output, prices.context_j * w.context)
-        if any(prefill):
-            own.append((p, Phase.PREFILL, prefill))
-        if any(decode):
-            own.append((p, Phase.DECODE, decode))
-    if not own and not load.foreign:  # nothing is known but that they were there
-        own += [
-            (p, phase, (s, 0.0, 0.0, 0.0))
-            for p, w in zip(load.attempts, works, strict=True)
-            for phase, s in ((Phase.PREFILL, w.prefill_s), (Phase.DECODE, w.decode_s))
-            if s
-        ]
-    return own, (a_second * alien_s, 0.0, prices.output_j * load.foreign, 0.0)
+    terms = np.zeros((2, len(attempts), 4))
+    terms[0, :, _STEPS], terms[0, :, _PROMPT] = a_second * prefill_s, prices.prompt_j * prompt
+    terms[1, :, _STEPS] = a_second * decode_s
+    terms[1, :, _OUTPUT], terms[1, :, _CONTEXT] = prices.output_j * output, prices.context_j * context
+    alien = np.array([[a_second * alien_s, 0.0, prices.output_j * load.foreign, 0.0]])
+    worked = np.any(terms, axis=2)
+    if not worked.any() and not load.foreign:  # nothing is known but that they were there
+        terms[0, :, _STEPS], terms[1, :, _STEPS] = prefill_s, decode_s
+        worked = np.any(terms, axis=2)
+    own = [
+        (attempts[index], phase)
+        for phase, row in ((Phase.PREFILL, worked[0]), (Phase.DECODE, worked[1]))
+        for index in np.flatnonzero(row).tolist()
+    ]
+    return own, np.concatenate((terms[0, worked[0]], terms[1, worked[1]])), alien
 
 
 def _busy_s(attempts: Sequence[Progress], t0: float, t1: float, now: float) -> float:
@@ -208,18 +214,16 @@ def _busy_s(attempts: Sequence[Progress], t0: float, t1: float, now: float) -> f
     return busy
 
 
-def _band(terms: Sequence[Terms], spreads: Sequence[float]) -> tuple[list[float], list[float]]:
+def _band(terms: Floats, weights: Floats, spreads: Floats) -> tuple[Floats, Floats]:
     """The least and the greatest part for each, with any one price off by its spread, in either direction."""
-    weights = [sum(term) for term in terms]
-    total = sum(weights)
-    exact = [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)
-    ends: list[list[float]] = []
-    for price in range(4):
-        column = [term[price] for term in terms]
-        if not any(column):
+    total = weights.sum()
+    low = high = weights / total
+    for column in terms.T:
+        if not column.any():
             continue
-        for more in ([spread - 1 for spread in spreads], [1 / spread - 1 for spread in spreads]):
-            whole = total + sum(map(mul, column, more))
-            if whole > 0:
-                ends.append([(w + t * m) / whole for w, t, m in zip(weights, column, more, strict=True)])
-    return list(map(min, exact, *ends)) if ends else exact, list(map(max, exact, *ends)) if ends else exact
+        for more in (spreads - 1, 1 / spreads - 1):
+            moved = weights + column * more
+            if (whole := moved.sum()) > 0:
+                part = moved / whole
+                low, high = np.minimum(low, part), np.maximum(high, part)
+    return low, high
