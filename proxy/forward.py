@@ -222,8 +222,8 @@ class _Exchange:
         amended, path = self.caller.models is not None, self.client.path
         if body.get("stream") is True and path in (CHAT, COMPLETIONS):
             options = body.get("stream_options")
-            if not isinstance(options, Mapping) or not options.get("include_usage"):
-                body["stream_options"] = {**(options if isinstance(options, Mapping) else {}), "include_usage": True}
+            if not isinstance(options, dict) or not options.get("include_usage"):
+                body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
                 self.hide_usage = amended = True
         ceiling = self.forward.max_tokens.get(self.receipt.run.label) if self.receipt else None
         if ceiling is not None and path != EMBEDDINGS:

@@ -127,7 +127,7 @@ def _good(text: str) -> bool:
 
 def _others(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
     """(place, field, value) of everything below our own headers, the most trusted first."""
-    for header, field in _TOOLS.items():
+    for header, field in () if _TOOLS.keys().isdisjoint(headers) else _TOOLS.items():
         if raw := headers.get(header):
             value = raw.decode("latin-1").strip()
             # A Helicone path names every level of the trace; the last one is what this call does.
@@ -135,7 +135,7 @@ def _others(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None) -> I
             yield header.decode(), field, value.rstrip("/").rpartition("/")[2] if last else value
     if body:
         metadata = body.get("metadata")
-        if isinstance(metadata, Mapping):
+        if isinstance(metadata, dict):
             for key, field in _METADATA.items():
                 if isinstance(value := metadata.get(key), str):
                     yield f"metadata.{key}", field, value
