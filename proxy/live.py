@@ -49,8 +49,8 @@ class LiveGateway:
         running = [attempt.progress for attempt in receipt.attempts if attempt.progress is not None]
         return sum(self._attribution.provisional_uj(progress, now) for progress in running)
 
-    def run_settled(self, tenant: str, run: str) -> bool:
-        return not self._book.pending(tenant, run) and not self._meter.is_writing(tenant, run)
+    def unsettled(self, tenant: str, run: str) -> set[str]:
+        return {one.id for one in (*self._book.pending(tenant, run), *self._meter.writing(tenant, run))}
 
     def close_run(self, tenant: str, run: str) -> bool:
         return self._book.ask_to_close(tenant, run)

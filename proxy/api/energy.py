@@ -51,8 +51,11 @@ class Live(Protocol):
         """Predicted microjoules that are not settled: of the run, and of each of its requests by id."""
         ...
 
-    def run_settled(self, tenant: str, run: str) -> bool:
-        """True when nothing of the run is in flight and its every joule is committed, and for a run unknown here."""
+    def unsettled(self, tenant: str, run: str) -> set[str]:
+        """Ids of the run's requests that are in flight or have a joule that is not committed; none of an unknown run.
+
+        What the ledger had of any other of its requests, before this was asked, it will have for good.
+        """
         ...
 
     def close_run(self, tenant: str, run: str) -> bool:
@@ -118,12 +121,18 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         return own or asked
 
     async def newest(tenant: str | None, run_id: str) -> dict[str, Any] | None:
-        """The run as committed. `settled` is asked before the figures are read, so that these are then all there."""
+        """The run as committed. What is settled is asked before the figures are read, so that these are all there."""
         found = await asyncio.to_thread(reader.run, tenant, run_id)
-        if found is not None and live.run_settled(found["tenant"], run_id):
+        if found is None:
+            return None
+        unsettled = live.unsettled(found["tenant"], run_id)
+        if settled := {one["id"] for one in found["requests"]} - unsettled:
             found = await asyncio.to_thread(reader.run, found["tenant"], run_id)
-            return found and {**found, "settled": all(one["settled"] for one in found["requests"])}
-        return found and {**found, "settled": False}
+            if found is None:
+                return None
+        requests = [one | {"settled": one["id"] in settled} for one in found["requests"]]
+        complete = not unsettled and all(one["settled"] for one in requests)
+        return found | {"requests": requests, "settled": complete}
 
     @api.get("/workflows", summary="Totals of every workflow")
     async def workflows(request: Request, tenant: Tenant = None) -> answers.Workflows:
@@ -152,7 +161,7 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         clock = asyncio.get_running_loop().time
         begun = clock()
         while True:
-            unknown = live.run_settled(whose or _UNNAMED_TENANT, run_id)
+            unknown = not live.unsettled(whose or _UNNAMED_TENANT, run_id)
             found = await newest(whose, run_id)
             if found is None and unknown:
                 raise Refusal(404, f"no run {run_id!r} is known", "run_not_found")
@@ -184,8 +193,12 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         found = await asyncio.to_thread(reader.request, request_id)
         if found is None or whose not in (None, found["tenant"]):
             raise Refusal(404, f"no request {request_id!r} is known", "request_not_found")
+        settled = request_id not in live.unsettled(found["tenant"], found["run"])
+        if settled:  # asked before the figures are read, so that these are all there
+            found = await asyncio.to_thread(reader.request, request_id) or found
         _, open_uj = live.provisional_uj(found["tenant"], found["run"])
-        return answers.RequestAlone.model_validate(found | _provisional(open_uj.get(request_id, 0)))
+        state = {"settled": settled, **_provisional(open_uj.get(request_id, 0))}
+        return answers.RequestAlone.model_validate(found | state)
 
     @api.get("/engines", summary="The engines, and what their requests have cost")
     async def engines(request: Request) -> answers.Engines:

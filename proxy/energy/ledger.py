@@ -7,14 +7,14 @@ last seconds, which the next start books as `gap`, but never leaves half a batch
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from operator import attrgetter
+from itertools import chain
 from pathlib import Path
 
 import orjson
 
-from proxy.energy.records import Batch, RequestRecord
+from proxy.energy.records import Batch
 from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
 
 
@@ -29,28 +29,23 @@ class LedgerDraining(LedgerError):
 _RUN = """
     INSERT INTO runs (uid, tenant, run, segment, workflow, opened, ended, state)
     VALUES (?1, ?2, ?3, (SELECT coalesce(max(segment), 0) + 1 FROM runs WHERE run = ?3 AND tenant = ?2), ?4, ?5, ?6, ?7)
-    ON CONFLICT (uid) DO UPDATE SET
-        workflow = excluded.workflow, opened = excluded.opened, ended = excluded.ended, state = excluded.state
+    ON CONFLICT (uid) DO UPDATE SET ended = excluded.ended, state = excluded.state
 """
 _REQUEST = """
-    INSERT INTO requests VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (id) DO UPDATE SET
-        run_uid = excluded.run_uid, step = excluded.step, node = excluded.node, parents = excluded.parents,
-        identified_by = excluded.identified_by, model = excluded.model, path = excluded.path,
-        stream = excluded.stream, received = excluded.received, ended = excluded.ended, code = excluded.code,
+    INSERT INTO requests VALUES {} ON CONFLICT (id) DO UPDATE SET
+        model = excluded.model, stream = excluded.stream, ended = excluded.ended, code = excluded.code,
         outcome = excluded.outcome, prompt_tokens = excluded.prompt_tokens, cached_tokens = excluded.cached_tokens,
-        output_tokens = excluded.output_tokens, usage = excluded.usage, settled = excluded.settled
+        output_tokens = excluded.output_tokens, usage = excluded.usage
 """
 _ATTEMPT = """
-    INSERT INTO attempts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (request_id, n) DO UPDATE SET
+    INSERT INTO attempts VALUES {} ON CONFLICT (request_id, n) DO UPDATE SET
         engine = excluded.engine, queued = excluded.queued, dispatched = excluded.dispatched, first = excluded.first,
         ended = excluded.ended, code = excluded.code, outcome = excluded.outcome
 """
 _ENERGY = """
-    INSERT INTO energy VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)
-    ON CONFLICT (request_id, attempt, device, phase, quality) DO UPDATE SET
-        uj = uj + excluded.uj, low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
+    INSERT INTO energy VALUES {} ON CONFLICT (request_id, attempt, device, quality) DO UPDATE SET
+        prefill_uj = prefill_uj + excluded.prefill_uj, decode_uj = decode_uj + excluded.decode_uj,
+        low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
 """
 _ADD_PARTS = """
     DO UPDATE SET workflow_uj = workflow_uj + excluded.workflow_uj, idle_uj = idle_uj + excluded.idle_uj,
@@ -66,14 +61,8 @@ _DEVICE = """
 """
 
 _TOUCHED = """
-    CREATE TEMP TABLE touched_runs (uid TEXT, workflow TEXT);
+    CREATE TEMP TABLE touched_runs (uid TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TEMP TABLE touched_requests (id TEXT PRIMARY KEY) WITHOUT ROWID;
-"""
-_TOUCH = "INSERT OR IGNORE INTO touched_requests VALUES (?)"
-_TOUCH_RENAMED = """
-    INSERT OR IGNORE INTO touched_requests
-    SELECT requests.id FROM touched_runs CROSS JOIN runs USING (uid) CROSS JOIN requests ON run_uid = uid
-    WHERE runs.workflow <> touched_runs.workflow
 """
 # Takes what was touched out of the totals (sign -1) or puts it in (sign 1). CROSS JOIN fixes the order of the
 # loops: from the few rows that were touched to the many that were not.
@@ -82,7 +71,7 @@ _FOLD = (
     INSERT INTO total_runs
     SELECT tenant, workflow, state, :sign * count(*),
         :sign * sum(CAST(round((ended - opened) * 1e6) AS INTEGER))
-    FROM (SELECT DISTINCT uid FROM touched_runs) CROSS JOIN runs USING (uid)
+    FROM touched_runs CROSS JOIN runs USING (uid)
     WHERE true GROUP BY tenant, workflow, state
     ON CONFLICT (tenant, workflow, state) DO UPDATE SET
         runs = runs + excluded.runs, duration_us = duration_us + excluded.duration_us
@@ -100,7 +89,7 @@ _FOLD = (
     """
     INSERT INTO total_energy
     SELECT tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, ''),
-        :sign * count(*), :sign * sum(uj), :sign * sum(low_uj), :sign * sum(high_uj)
+        :sign * count(*), :sign * sum(prefill_uj + decode_uj), :sign * sum(low_uj), :sign * sum(high_uj)
     FROM touched_requests AS touched CROSS JOIN energy ON energy.request_id = touched.id
         CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
         CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
@@ -110,13 +99,6 @@ _FOLD = (
         low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
     """,
 )
-
-_run_row = attrgetter("uid", "tenant", "run", "workflow", "opened", "ended", "state")
-_attempt_row = attrgetter("request_id", "n", "engine", "queued", "dispatched", "first", "ended", "code", "outcome")
-_energy_row = attrgetter("request_id", "attempt", "device", "component", "phase", "quality", "uj", "low_uj", "high_uj")
-_window_row = attrgetter("device", "second", "quality", "workflow_uj", "idle_uj", "foreign_uj", "gap_uj")
-_parts_row = attrgetter("device", "quality", "workflow_uj", "idle_uj", "foreign_uj", "gap_uj")
-_device_row = attrgetter("device", "component", "model", "quality", "counter_uj", "raw_uj", "t")
 
 
 class Ledger:
@@ -150,19 +132,17 @@ class Ledger:
         ledger is then as before and the same batch may be tried again.
         """
         with explained(self.path), self._transaction() as db:
-            db.executemany("INSERT INTO touched_runs VALUES (?, ?)", [(run.uid, run.workflow) for run in batch.runs])
-            db.executemany(_TOUCH, [(request.id,) for request in batch.requests])
-            db.executemany(_TOUCH, {(record.request_id,) for record in (*batch.attempts, *batch.energy)})
-            db.execute(_TOUCH_RENAMED)
+            _touch(db, "touched_runs", {run.uid for run in batch.runs})
+            of_request = {record.request_id for record in (*batch.attempts, *batch.energy)}
+            _touch(db, "touched_requests", of_request.union([request.id for request in batch.requests]))
             with self._totals_follow():
-                db.executemany(_RUN, map(_run_row, batch.runs))
-                db.executemany(_REQUEST, map(_request_row, batch.requests))
-                db.executemany(_ATTEMPT, map(_attempt_row, batch.attempts))
-                db.executemany(_ENERGY, map(_energy_row, batch.energy))
-            db.executemany("UPDATE requests SET settled = 1 WHERE id = ?", [(id_,) for id_ in batch.settled])
-            db.executemany(_WINDOW, map(_window_row, batch.windows))
-            db.executemany(_TOTAL_WINDOW, map(_parts_row, batch.windows))
-            db.executemany(_DEVICE, map(_device_row, batch.devices))
+                db.executemany(_RUN, batch.runs)
+                _insert(db, _REQUEST, batch.requests)
+                _insert(db, _ATTEMPT, batch.attempts)
+                _insert(db, _ENERGY, batch.energy)
+            db.executemany(_WINDOW, batch.windows)
+            db.executemany(_TOTAL_WINDOW, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
+            db.executemany(_DEVICE, batch.devices)
 
     def draining(self) -> None:
         """Say to whoever wants to write next that it only has to wait."""
@@ -178,17 +158,16 @@ class Ledger:
         if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: this file system cannot hold the ledger (no WAL); choose a local disk")
         self._db.executescript(
-            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA foreign_keys = ON;"
-            "PRAGMA cache_size = -32768;" + _TOUCHED
+            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;" + _TOUCHED
         )
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
             self._db.executescript(f"BEGIN IMMEDIATE; {script}; {stamp} COMMIT;")
+        self._db.execute("PRAGMA foreign_keys = ON")  # only now: a migration may replace a table that others refer to
         with self._transaction() as db:
-            db.execute("INSERT INTO touched_runs SELECT uid, workflow FROM runs WHERE state <> 'final'")
+            db.execute("INSERT INTO touched_runs SELECT uid FROM runs WHERE state <> 'final'")
             with self._totals_follow():
                 db.execute("UPDATE runs SET state = 'final' WHERE state <> 'final'")
-            db.execute("UPDATE requests SET settled = 1 WHERE settled = 0")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -264,24 +243,20 @@ def _lock(path: Path) -> int:
     return lock
 
 
-def _request_row(request: RequestRecord) -> tuple[str | float | None, ...]:
-    return (
-        request.id,
-        request.run_uid,
-        request.step,
-        request.node,
-        orjson.dumps(request.parents).decode(),
-        orjson.dumps(request.identified_by).decode(),
-        request.model,
-        request.path,
-        request.stream,
-        request.received,
-        request.ended,
-        request.code,
-        request.outcome,
-        request.prompt_tokens,
-        request.cached_tokens,
-        request.output_tokens,
-        request.usage,
-        request.settled,
-    )
+def _touch(db: sqlite3.Connection, table: str, keys: set[str]) -> None:
+    db.execute(f"INSERT INTO {table} SELECT value FROM json_each(?)", (orjson.dumps(list(keys)).decode(),))
+
+
+_ROWS = 50  # a statement; SQLite takes 999 parameters everywhere
+
+
+def _insert(db: sqlite3.Connection, statement: str, rows: Sequence[tuple[str | float | None, ...]]) -> None:
+    """Insert rows, `_ROWS` a step: around every step Python lets go of its lock and has to fight for it again."""
+    if not rows:
+        return
+    one = f"({', '.join('?' * len(rows[0]))})"
+    several = statement.format(", ".join([one] * _ROWS))
+    full = len(rows) - len(rows) % _ROWS
+    for start in range(0, full, _ROWS):
+        db.execute(several, list(chain.from_iterable(rows[start : start + _ROWS])))
+    db.executemany(statement.format(one), rows[full:])

@@ -117,8 +117,8 @@ class LedgerReader:
                 uids,
             ).fetchall()
             energy = db.execute(
-                "SELECT run_uid, quality, sum(uj) AS uj, sum(low_uj) AS low_uj, sum(high_uj) AS high_uj"
-                " FROM requests CROSS JOIN energy ON request_id = id"
+                "SELECT run_uid, quality, sum(prefill_uj + decode_uj) AS uj, sum(low_uj) AS low_uj,"
+                " sum(high_uj) AS high_uj FROM requests CROSS JOIN energy ON request_id = id"
                 " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality",
                 uids,
             ).fetchall()
@@ -307,7 +307,7 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
         attempts[row["request_id"]].append(row)
     energy: dict[str, list[sqlite3.Row]] = defaultdict(list)
     total = _Energy()
-    for row in db.execute(f"SELECT energy.* {of_request.format('energy')}", ids):
+    for row in db.execute(f"SELECT energy.*, prefill_uj + decode_uj AS uj {of_request.format('energy')}", ids):
         energy[row["request_id"]].append(row)
         total.add(row)
     return [_request(row, attempts[row["id"]], energy[row["id"]]) for row in rows], total
@@ -321,7 +321,8 @@ def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3
     for part in energy:
         total.add(part)
         _count(components, part["component"], part["uj"])
-        _count(phases, part["phase"], part["uj"])
+        for phase in Phase:
+            _count(phases, phase.value, part[f"{phase}_uj"])
     last = attempts[-1] if attempts else None
     first = last["first"] if last else None
     keys = ("id", "step", "node", "model", "path", "outcome", "code", "received", *_TOKENS, "usage")
@@ -332,7 +333,6 @@ def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3
         "engine": last["engine"] if last else None,
         "attempts": len(attempts),
         "stream": bool(row["stream"]),
-        "settled": bool(row["settled"]),
         "duration_s": None if row["ended"] is None else row["ended"] - row["received"],
         "ttft_s": None if first is None else first - row["received"],
         **total.figures(),

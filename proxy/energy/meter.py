@@ -15,7 +15,7 @@ from proxy import clock
 from proxy.energy.attribution import Attribution
 from proxy.energy.ledger import Ledger, LedgerError
 from proxy.energy.ledger_reader import LedgerReader, Parts
-from proxy.energy.receipts import Book, Second, tokens_by_label
+from proxy.energy.receipts import Book, Receipt, Second, tokens_by_label
 from proxy.energy.records import DeviceRecord, Quality
 from proxy.energy.sources import Device, Reading, Source
 from proxy.telemetry.metrics import Metrics
@@ -80,10 +80,10 @@ class Meter:
                 open_uj[w.device] += w.workflow_uj + w.idle_uj + w.foreign_uj + w.gap_uj
         return open_uj
 
-    def is_writing(self, tenant: str, run: str) -> bool:
-        """Whether anything of a run is on its way to the ledger."""
-        settled = (receipt.run for second in self._backlog for receipt in second.settled)
-        return any(r.run == run and r.tenant == tenant for r in settled)
+    def writing(self, tenant: str, run: str) -> list[Receipt]:
+        """The settled receipts of a run that are on their way to the ledger."""
+        settled = (receipt for second in self._backlog for receipt in second.settled)
+        return [one for one in settled if one.run.run == run and one.run.tenant == tenant]
 
     async def next_commit(self) -> None:
         """Return when the ledger has committed what is settled now."""

@@ -4,10 +4,12 @@ Sans-I/O. The data plane opens and closes receipts, attribution's settled window
 `batch` hands everything that changed to the ledger and the metrics. What is settled and handed over is forgotten here.
 """
 
-import uuid
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+
+import orjson
 
 from proxy.energy.records import (
     AttemptRecord,
@@ -102,28 +104,27 @@ class Receipt:
     output_tokens: int | None = None
     usage: str = "none"
     uj: int = 0
-    settled: bool = False
 
     def record(self) -> RequestRecord:
+        identity = self.identity
         return RequestRecord(
-            id=self.id,
-            run_uid=self.run.uid,
-            step=self.identity.step,
-            node=self.identity.node,
-            parents=self.identity.parents,
-            identified_by=self.identity.sources,
-            model=self.model,
-            path=self.path,
-            stream=self.stream,
-            received=self.received,
-            ended=self.ended,
-            code=self.code,
-            outcome=self.outcome,
-            prompt_tokens=self.prompt_tokens,
-            cached_tokens=self.cached_tokens,
-            output_tokens=self.output_tokens,
-            usage=self.usage,
-            settled=self.settled,
+            self.id,
+            self.run.uid,
+            identity.step,
+            identity.node,
+            orjson.dumps(identity.parents).decode() if identity.parents else "[]",
+            orjson.dumps(identity.sources).decode(),
+            self.path,
+            self.received,
+            self.model,
+            1 if self.stream else 0,
+            self.ended,
+            self.code,
+            self.outcome and self.outcome._value_,
+            self.prompt_tokens,
+            self.cached_tokens,
+            self.output_tokens,
+            self.usage,
         )
 
 
@@ -154,8 +155,10 @@ class Book:
         self._dirty_runs: dict[str, Run] = {}
         self._dirty: dict[str, Receipt] = {}
         self._ended: list[Receipt] = []
+        self._unpaid: dict[str, Receipt] = {}  # ended, with joules still to come
+        self._wasteful: dict[str, Receipt] = {}  # of those, the ones with an attempt that bought nothing
         self._windows: dict[tuple[str, int], list[int]] = {}
-        self._energy: dict[tuple[str, int, str, Phase], list[int]] = {}
+        self._energy: dict[tuple[str, int, str], list[int]] = {}
 
     # The data plane -------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ class Book:
             if run is not None:
                 self._closing.append(run)
             label = self._workflow_label(identity.workflow)
-            uid = uuid.uuid4().hex
+            uid = f"{int(now * 1000):012x}{os.urandom(8).hex()}"  # in order of time, as the ledger keeps them
             run = Run(uid, tenant, identity.run, identity.workflow, label, now, quiet_s, last=now, ended=now)
             self._runs[key] = run
         run.in_flight += 1
@@ -185,10 +188,12 @@ class Book:
         for attempt in receipt.attempts:
             if attempt.outcome is not None and attempt.outcome in WASTED:
                 attempt.waste = "retried" if outcome is Outcome.OK else WASTED[attempt.outcome]
+                self._wasteful[receipt.id] = receipt
         run = receipt.run
         run.in_flight -= 1
         run.last = run.ended = now
         self._ended.append(receipt)
+        self._unpaid[receipt.id] = receipt
         self._touch(receipt)
 
     def ask_to_close(self, tenant: str, run: str) -> bool:
@@ -207,32 +212,32 @@ class Book:
         second[1] += window.idle_uj
         second[2] += window.foreign_uj
         second[3] += window.gap_uj
-        for share in window.shares:
-            second[0] += share.uj
-            receipt = self._receipts[share.progress.request_id]
-            receipt.uj += share.uj
-            receipt.run.uj += share.uj
-            receipt.attempts[share.progress.attempt - 1].uj += share.uj
-            key = (receipt.id, share.progress.attempt, window.device, share.phase)
-            sums = self._energy.setdefault(key, [0, 0, 0])
-            sums[0] += share.uj
-            sums[1] += share.low_uj
-            sums[2] += share.high_uj
+        device, energy, receipts = window.device, self._energy, self._receipts
+        for progress, phase, uj, low_uj, high_uj in window.shares:
+            second[0] += uj
+            receipt = receipts[progress.request_id]
+            receipt.uj += uj
+            receipt.run.uj += uj
+            receipt.attempts[progress.attempt - 1].uj += uj
+            key = (progress.request_id, progress.attempt, device)
+            sums = energy.get(key)
+            if sums is None:
+                sums = energy[key] = [0, 0, 0, 0]
+            sums[phase is Phase.DECODE] += uj
+            sums[2] += low_uj
+            sums[3] += high_uj
 
     def batch(self, now: float, devices: dict[str, Device], is_settled: Callable[[Progress], bool]) -> Second:
         """Everything that changed since the last call, to be committed as one."""
-        settled = [receipt for receipt in self._receipts.values() if _has_all(receipt, is_settled)]
+        settled = [receipt for receipt in self._unpaid.values() if _has_all(receipt, is_settled)]
         for receipt in settled:
-            receipt.settled = True
             receipt.run.unsettled -= 1
         finals = self._close_runs(now)
-        energy, deltas, paid = self._take_energy(devices)
-        changed = list(self._dirty.values())
-        wasted = [w for receipt in {**self._dirty, **paid}.values() for w in _newly_wasted(receipt)]
+        energy, deltas = self._take_energy(devices)
+        changed = self._dirty.values()
         batch = Batch(
             runs=[run.record() for run in self._dirty_runs.values()],
             requests=[receipt.record() for receipt in changed],
-            settled=[receipt.id for receipt in settled if receipt.id not in self._dirty],
             attempts=[_attempt_record(receipt, a) for receipt in changed for a in receipt.attempts],
             energy=energy,
             windows=[
@@ -240,33 +245,34 @@ class Book:
                 for (device, second), parts in self._windows.items()
             ],
         )
+        wasted = [one for receipt in self._wasteful.values() for one in _newly_wasted(receipt)]
         ended, self._ended = self._ended, []
         self._windows, self._dirty_runs, self._dirty = {}, {}, {}
         for receipt in settled:
-            del self._receipts[receipt.id]
+            del self._receipts[receipt.id], self._unpaid[receipt.id]
+            self._wasteful.pop(receipt.id, None)
         return Second(batch, deltas, wasted, ended, settled, finals)
 
     def _touch(self, receipt: Receipt) -> None:
         self._dirty[receipt.id] = receipt
         self._dirty_runs[receipt.run.uid] = receipt.run
 
-    def _take_energy(
-        self, devices: dict[str, Device]
-    ) -> tuple[list[EnergyRecord], list[EnergyDelta], dict[str, Receipt]]:
-        """The joules booked since the last call, for the ledger and for the metrics, and whose they are."""
+    def _take_energy(self, devices: dict[str, Device]) -> tuple[list[EnergyRecord], list[EnergyDelta]]:
+        """The joules booked since the last call, for the ledger and for the metrics."""
         records: list[EnergyRecord] = []
         sums: dict[tuple[str, str, str, str, str, Quality], int] = defaultdict(int)
-        paid: dict[str, Receipt] = {}
-        for (request_id, n, device, phase), (uj, low, high) in self._energy.items():
-            receipt, known = self._receipts[request_id], devices[device]
-            quality, attempt, run = share_quality(known.quality), receipt.attempts[n - 1], receipt.run
-            records.append(EnergyRecord(request_id, n, device, known.component, phase, quality, uj, low, high))
-            sums[run.tenant, run.label, receipt.step, attempt.engine, known.component, quality] += uj
-            paid[request_id] = receipt
+        of_share = {name: (share_quality(one.quality), one.component) for name, one in devices.items()}
+        for (request_id, n, device), (prefill_uj, decode_uj, low_uj, high_uj) in self._energy.items():
+            receipt, (quality, component) = self._receipts[request_id], of_share[device]
+            attempt, run = receipt.attempts[n - 1], receipt.run
+            records.append(
+                EnergyRecord(request_id, n, device, quality._value_, component, prefill_uj, decode_uj, low_uj, high_uj)
+            )
+            sums[run.tenant, run.label, receipt.step, attempt.engine, component, quality] += prefill_uj + decode_uj
             if not attempt.noted:  # it goes to the ledger before its joules
                 self._dirty[request_id] = receipt
         self._energy = {}
-        return records, [EnergyDelta(*key, uj) for key, uj in sums.items()], paid
+        return records, [EnergyDelta(*key, uj) for key, uj in sums.items()]
 
     def _close_runs(self, now: float) -> list[Run]:
         """Close the runs that are complete or quiet; returns those that became final."""
@@ -296,16 +302,15 @@ class Book:
 
 
 def _has_all(receipt: Receipt, is_settled: Callable[[Progress], bool]) -> bool:
-    """Whether no joule of a request is still to come."""
-    if receipt.ended is None:
-        return False
-    return all(is_settled(attempt.progress) for attempt in receipt.attempts if attempt.progress)
+    """Whether no joule of an ended request is still to come."""
+    return all(attempt.progress is None or is_settled(attempt.progress) for attempt in receipt.attempts)
 
 
 def _attempt_record(receipt: Receipt, a: Attempt) -> AttemptRecord:
     a.noted = True
-    outcome = None if a.ended is None else a.outcome  # while it runs, what it would be if it broke off now
-    return AttemptRecord(receipt.id, a.n, a.engine, a.queued, a.dispatched, a.first, a.ended, a.code, outcome)
+    dispatched = a.progress.dispatched if a.progress else None
+    outcome = None if a.ended is None or a.outcome is None else a.outcome._value_  # while it runs nobody knows
+    return AttemptRecord(receipt.id, a.n, a.engine, a.queued, dispatched, a.first, a.ended, a.code, outcome)
 
 
 def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:

@@ -1,12 +1,14 @@
 """The plain records that energy accounting hands to the ledger and to the metrics, once a second, as one batch.
 
 Energies are integers of microjoules, times Unix seconds. Energy and window records are *deltas* to add; the others
-replace what the ledger holds under the same key. (Those made for every request are not frozen: that would take three
-times as long, thousands of times a second. Nobody changes them.)
+replace what the ledger holds under the same key. They are made and written thousands of times a second, so they are
+tuples in the order of their table's columns, with plain strings and integers that SQLite takes as they are (an
+enumeration's member costs an adapter's look-up, each).
 """
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Quality(StrEnum):
@@ -35,9 +37,11 @@ class Phase(StrEnum):
     DECODE = "decode"
 
 
-@dataclass(frozen=True, slots=True)
-class RunRecord:
-    """One segment of a workflow run; `uid` is ours and unique, (tenant, run) is the client's and may recur."""
+class RunRecord(NamedTuple):
+    """One segment of a workflow run; `uid` is ours and unique, (tenant, run) is the client's and may recur.
+
+    Only `ended` and `state` of a run ever change.
+    """
 
     uid: str
     tenant: str
@@ -48,32 +52,32 @@ class RunRecord:
     state: str  # "open", "closed" (no more requests), "final" (closed and every joule settled)
 
 
-@dataclass(slots=True)
-class RequestRecord:
-    """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames" or "none"."""
+class RequestRecord(NamedTuple):
+    """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames" or "none".
+
+    Up to `path`, and `received`, it never changes.
+    """
 
     id: str
     run_uid: str
     step: str
     node: str | None
-    parents: tuple[str, ...]
-    identified_by: dict[str, str]  # field -> the header or body field that gave it
-    model: str
+    parents: str  # a JSON list
+    identified_by: str  # a JSON object: field -> the header or body field that gave it
     path: str
-    stream: bool
     received: float
+    model: str
+    stream: int  # 0 or 1
     ended: float | None
     code: int | None
-    outcome: Outcome | None
+    outcome: str | None
     prompt_tokens: int | None
     cached_tokens: int | None
     output_tokens: int | None
     usage: str
-    settled: bool  # no joule of it is still to come
 
 
-@dataclass(slots=True)
-class AttemptRecord:
+class AttemptRecord(NamedTuple):
     """One try of a request on one engine; `n` counts from 1."""
 
     request_id: str
@@ -84,26 +88,24 @@ class AttemptRecord:
     first: float | None
     ended: float | None
     code: int | None
-    outcome: Outcome | None
+    outcome: str | None
 
 
-@dataclass(slots=True)
-class EnergyRecord:
-    """Settled microjoules of one attempt on one device in one phase, to add; low and high are the band."""
+class EnergyRecord(NamedTuple):
+    """Settled microjoules of one attempt on one device, by phase, to add; low and high are the band of both phases."""
 
     request_id: str
     attempt: int
     device: str
+    quality: str
     component: str  # "gpu", "cpu", "dram"
-    phase: Phase
-    quality: Quality
-    uj: int
+    prefill_uj: int
+    decode_uj: int
     low_uj: int
     high_uj: int
 
 
-@dataclass(frozen=True, slots=True)
-class WindowRecord:
+class WindowRecord(NamedTuple):
     """What became of a device's joules in one second, to add: counter = workflow + idle + foreign + gap."""
 
     device: str
@@ -115,8 +117,7 @@ class WindowRecord:
     gap_uj: int
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRecord:
+class DeviceRecord(NamedTuple):
     """A device and the last state of its books: what its counter has moved in all, and its last raw reading."""
 
     device: str
@@ -138,8 +139,6 @@ class Batch:
     energy: list[EnergyRecord] = field(default_factory=list)
     windows: list[WindowRecord] = field(default_factory=list)
     devices: list[DeviceRecord] = field(default_factory=list)
-    settled: list[str] = field(default_factory=list)  # requests written earlier that have their last joule now
 
     def __bool__(self) -> bool:
-        parts = (self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices, self.settled)
-        return any(parts)
+        return any((self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices))

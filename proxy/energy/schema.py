@@ -141,4 +141,62 @@ MIGRATIONS: tuple[str, ...] = (
         PRIMARY KEY (device, quality)
     ) WITHOUT ROWID;
     """,
+    # Requests lie in the order of their ids, which begin with the time, so that a new one goes to the end. Whether a
+    # request is settled only its gateway knows, while it runs. Both phases of a device's joules stand in one row.
+    """
+    CREATE TABLE requests_2 (
+        id TEXT PRIMARY KEY,
+        run_uid TEXT NOT NULL REFERENCES runs (uid),
+        step TEXT NOT NULL,
+        node TEXT,
+        parents TEXT NOT NULL,
+        identified_by TEXT NOT NULL,
+        path TEXT NOT NULL,
+        received REAL NOT NULL,
+        model TEXT NOT NULL,
+        stream INTEGER NOT NULL,
+        ended REAL,
+        code INTEGER,
+        outcome TEXT,
+        prompt_tokens INTEGER,
+        cached_tokens INTEGER,
+        output_tokens INTEGER,
+        usage TEXT NOT NULL
+    ) WITHOUT ROWID;
+    INSERT INTO requests_2
+    SELECT id, run_uid, step, node, parents, identified_by, path, received, model, stream, ended, code, outcome,
+        prompt_tokens, cached_tokens, output_tokens, usage
+    FROM requests ORDER BY id;
+    DROP TABLE requests;
+    ALTER TABLE requests_2 RENAME TO requests;
+    CREATE INDEX requests_by_run ON requests (run_uid);
+
+    CREATE TABLE energy_2 (
+        request_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        device TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        component TEXT NOT NULL,
+        prefill_uj INTEGER NOT NULL,
+        decode_uj INTEGER NOT NULL,
+        low_uj INTEGER NOT NULL,
+        high_uj INTEGER NOT NULL,
+        PRIMARY KEY (request_id, attempt, device, quality),
+        FOREIGN KEY (request_id, attempt) REFERENCES attempts (request_id, n)
+    ) WITHOUT ROWID;
+    INSERT INTO energy_2
+    SELECT request_id, attempt, device, quality, component,
+        sum(iif(phase = 'prefill', uj, 0)), sum(iif(phase = 'decode', uj, 0)), sum(low_uj), sum(high_uj)
+    FROM energy GROUP BY request_id, attempt, device, quality;
+    DROP TABLE energy;
+    ALTER TABLE energy_2 RENAME TO energy;
+
+    DELETE FROM total_energy;
+    INSERT INTO total_energy
+    SELECT tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, ''),
+        count(*), sum(prefill_uj + decode_uj), sum(low_uj), sum(high_uj)
+    FROM energy CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
+        CROSS JOIN requests ON id = energy.request_id CROSS JOIN runs ON uid = run_uid
+    GROUP BY tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, '');
+    """,
 )

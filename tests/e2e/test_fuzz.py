@@ -81,8 +81,10 @@ def nothing_is_held(gateway: Gateway) -> Iterator[None]:
 
 
 def unsettled(ledger: Path) -> int:
+    """Requests that have not ended, or are a run of their own that waits for joules."""
     with sqlite3.connect(f"file:{ledger}?mode=ro", uri=True) as db:
-        return db.execute("SELECT count(*) FROM requests WHERE NOT settled").fetchone()[0]
+        waiting = "outcome IS NULL OR run = id AND state <> 'final'"
+        return db.execute(f"SELECT count(*) FROM requests JOIN runs ON uid = run_uid WHERE {waiting}").fetchone()[0]
 
 
 def stalled(gateway: Gateway) -> httpx.Request:

@@ -15,7 +15,6 @@ from proxy.energy.records import (
     DeviceRecord,
     EnergyRecord,
     Outcome,
-    Phase,
     Quality,
     RequestRecord,
     RunRecord,
@@ -27,8 +26,8 @@ def books(quality: Quality, tenant: str = "default") -> Batch:
     """One run with a request that needed two attempts: 30 J wasted, 1234.567 J well spent, 300 J idle."""
     share = Quality.ATTRIBUTED if quality is Quality.MEASURED else quality
     request = RequestRecord(
-        *(f"q{tenant}", f"u{tenant}", "query", None, (), {}, "m", "/v1/completions", False, 100.0),
-        *(104.0, 200, Outcome.OK, 30, 10, 2000, "engine", True),
+        *(f"q{tenant}", f"u{tenant}", "query", None, "[]", "{}", "/v1/completions", 100.0, "m", 0),
+        *(104.0, 200, Outcome.OK, 30, 10, 2000, "engine"),
     )
     return Batch(
         [RunRecord(f"u{tenant}", tenant, "r1", "search", 100.0, 104.0, "final")],
@@ -38,8 +37,8 @@ def books(quality: Quality, tenant: str = "default") -> Batch:
             AttemptRecord(request.id, 2, "e1", 101.0, 101.0, 102.0, 104.0, 200, Outcome.OK),
         ],
         [
-            EnergyRecord(request.id, 1, "d", "gpu", Phase.PREFILL, share, 30_000_000, 0, 0),
-            EnergyRecord(request.id, 2, "d", "gpu", Phase.DECODE, share, 1_234_567_000, 0, 0),
+            EnergyRecord(request.id, 1, "d", share, "gpu", 30_000_000, 0, 0, 0),
+            EnergyRecord(request.id, 2, "d", share, "gpu", 0, 1_234_567_000, 0, 0),
         ],
         [WindowRecord("d", 103, quality, 1_264_567_000, 300_000_000, 0, 0)],
         [DeviceRecord("d", "gpu", "H200", quality, 1_564_567_000, 0, 104.0)],
@@ -97,9 +96,9 @@ def test_tenants_are_named_where_there_are_several(tmp_path: Path) -> None:
 
 def test_names_are_no_markup_and_shares_are_plain_numbers(tmp_path: Path) -> None:
     batch = books(Quality.MEASURED)
-    almost_all = replace(batch.windows[0], idle_uj=999_000_000_000)
-    renamed = replace(batch.runs[0], workflow="[red]alert[/red]")
-    device = replace(batch.devices[0], counter_uj=1_000_264_567_000)
+    almost_all = batch.windows[0]._replace(idle_uj=999_000_000_000)
+    renamed = batch.runs[0]._replace(workflow="[red]alert[/red]")
+    device = batch.devices[0]._replace(counter_uj=1_000_264_567_000)
     text = printed(tmp_path, replace(batch, runs=[renamed], windows=[almost_all], devices=[device]))
     assert "[red]alert[/red]" in text and "100 %" in text and "0.13 %" in text
 

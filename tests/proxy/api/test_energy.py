@@ -17,7 +17,6 @@ from proxy.energy.records import (
     DeviceRecord,
     EnergyRecord,
     Outcome,
-    Phase,
     Quality,
     RequestRecord,
     RunRecord,
@@ -27,11 +26,11 @@ from proxy.refusal import Refusal
 
 RUN = RunRecord("u1", "default", "r1", "search", 100.0, 104.0, "open")
 REQUEST = RequestRecord(
-    *("q1", "u1", "query", "query-1", ("q0",), {"run": "X-Workflow-Id"}, "m", "/v1/completions", False, 100.0),
-    *(104.0, 200, Outcome.OK, 30, 10, 8, "engine", True),
+    *("q1", "u1", "query", "query-1", '["q0"]', '{"run":"X-Workflow-Id"}', "/v1/completions", 100.0, "m", 0),
+    *(104.0, 200, Outcome.OK, 30, 10, 8, "engine"),
 )
 ATTEMPT = AttemptRecord("q1", 1, "e1", 100.0, 100.0, 101.0, 104.0, 200, Outcome.OK)
-ENERGY = EnergyRecord("q1", 1, "h1/gpu:0", "gpu", Phase.PREFILL, Quality.ATTRIBUTED, 3_000_001, 2_000_000, 4_000_000)
+ENERGY = EnergyRecord("q1", 1, "h1/gpu:0", Quality.ATTRIBUTED, "gpu", 3_000_001, 0, 2_000_000, 4_000_000)
 WINDOW = WindowRecord("h1/gpu:0", 103, Quality.MEASURED, 3_000_001, 500_000, 0, 7)
 DEVICE = DeviceRecord("h1/gpu:0", "gpu", "H200", Quality.MEASURED, 3_500_008, 9_000_000, 104.0)
 WHOLE = Batch([RUN], [REQUEST], [ATTEMPT], [ENERGY], [WINDOW], [DEVICE])
@@ -43,7 +42,7 @@ class Gateway:
 
     ledger: Ledger
     open_uj: dict[str, dict[str, int]] = field(default_factory=dict)
-    unsettled: set[tuple[str, str]] = field(default_factory=set)
+    in_flight: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     devices: dict[str, DeviceBooks] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
     commit: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,11 +54,11 @@ class Gateway:
         by_request = self.open_uj.get(run, {})
         return sum(by_request.values()), by_request
 
-    def run_settled(self, tenant: str, run: str) -> bool:
-        return (tenant, run) not in self.unsettled
+    def unsettled(self, tenant: str, run: str) -> set[str]:
+        return self.in_flight.get((tenant, run), set())
 
     def close_run(self, tenant: str, run: str) -> bool:
-        return (tenant, run) in self.unsettled
+        return (tenant, run) in self.in_flight
 
     async def committed(self) -> None:
         await self.commit.wait()
@@ -93,7 +92,7 @@ async def client(gateway: Gateway) -> AsyncIterator[httpx.AsyncClient]:
 
 
 async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> None:
-    gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, state="final")]))
+    gateway.ledger.write(replace(WHOLE, runs=[RUN._replace(state="final")]))
     reply = await client.get("/energy/runs/r1?wait=5")
     assert reply.status_code == 200
     run = reply.json()
@@ -151,7 +150,7 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
 
 async def test_what_is_not_settled_is_beside_the_joules_and_marked(gateway: Gateway, client: httpx.AsyncClient) -> None:
     gateway.ledger.write(WHOLE)
-    gateway.unsettled.add(("default", "r1"))
+    gateway.in_flight["default", "r1"] = {"q1"}
     gateway.open_uj["r1"] = {"q1": 1_500_000, "q2": 250_000}
     run = (await client.get("/energy/runs/r1")).json()
     assert (run["settled"], run["joules"], run["open_joules"], run["provisional"]) == (False, 3.000001, 1.75, True)
@@ -164,12 +163,12 @@ async def test_wait_answers_with_the_figures_of_the_commit_that_settles(
     gateway: Gateway, client: httpx.AsyncClient
 ) -> None:
     gateway.ledger.write(WHOLE)
-    gateway.unsettled.add(("default", "r1"))
+    gateway.in_flight["default", "r1"] = {"q1"}
     asked = asyncio.create_task(client.get("/energy/runs/r1?wait=20"))
     await asyncio.sleep(0.05)
     assert not asked.done()
-    gateway.ledger.write(Batch(energy=[replace(ENERGY, phase=Phase.DECODE, uj=7_000_000)]))
-    gateway.unsettled.clear()
+    gateway.ledger.write(Batch(energy=[ENERGY._replace(prefill_uj=0, decode_uj=7_000_000)]))
+    gateway.in_flight.clear()
     gateway.commit.set()
     run = (await asked).json()
     assert run["settled"] is True and run["joules"] == 10.000001
@@ -177,13 +176,13 @@ async def test_wait_answers_with_the_figures_of_the_commit_that_settles(
 
 async def test_wait_ends_with_what_is_known(gateway: Gateway, client: httpx.AsyncClient) -> None:
     gateway.ledger.write(WHOLE)
-    gateway.unsettled.add(("default", "r1"))
+    gateway.in_flight["default", "r1"] = {"q1"}
     run = (await client.get("/energy/runs/r1?wait=0.05")).json()
     assert run["settled"] is False and run["joules"] == 3.000001
 
 
 async def test_a_run_that_has_not_reached_the_ledger_is_waited_for(gateway: Gateway, client: httpx.AsyncClient) -> None:
-    gateway.unsettled.add(("default", "r1"))
+    gateway.in_flight["default", "r1"] = {"q1"}
     asked = asyncio.create_task(client.get("/energy/runs/r1"))
     await asyncio.sleep(0.05)
     assert not asked.done()
@@ -219,7 +218,7 @@ async def test_an_unusable_ledger_is_a_503(gateway: Gateway, client: httpx.Async
 
 async def test_runs_and_workflows_are_listed(gateway: Gateway, client: httpx.AsyncClient) -> None:
     gateway.ledger.write(WHOLE)
-    gateway.ledger.write(Batch([replace(RUN, uid="u2", run="r2", workflow="chat", opened=200.0, ended=201.0)]))
+    gateway.ledger.write(Batch([RUN._replace(uid="u2", run="r2", workflow="chat", opened=200.0, ended=201.0)]))
     listed = (await client.get("/energy/runs", params={"workflow": "search", "since": 50})).json()["runs"]
     assert [(run["run"], run["requests"], run["joules"], run["output_tokens"]) for run in listed] == [
         ("r1", 1, 3.000001, 8)
@@ -232,8 +231,8 @@ async def test_runs_and_workflows_are_listed(gateway: Gateway, client: httpx.Asy
 
 
 async def test_ids_with_slashes_and_spaces(gateway: Gateway, client: httpx.AsyncClient) -> None:
-    gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, run="team a/run 1/close")]))
-    gateway.unsettled.add(("default", "team a/run 1/close"))
+    gateway.ledger.write(replace(WHOLE, runs=[RUN._replace(run="team a/run 1/close")]))
+    gateway.in_flight["default", "team a/run 1/close"] = {"q1"}
     reply = await client.get("/energy/runs/team%20a%2Frun%201%2Fclose")
     assert reply.json()["run"] == "team a/run 1/close"
     closed = await client.post("/energy/runs/team%20a%2Frun%201%2Fclose/close")
@@ -241,13 +240,13 @@ async def test_ids_with_slashes_and_spaces(gateway: Gateway, client: httpx.Async
 
 
 async def test_closing_a_run_twice_says_its_state(gateway: Gateway, client: httpx.AsyncClient) -> None:
-    gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, state="final")]))
+    gateway.ledger.write(replace(WHOLE, runs=[RUN._replace(state="final")]))
     reply = await client.post("/energy/runs/r1/close")
     assert reply.status_code == 200 and reply.json()["state"] == "final"
 
 
 async def test_a_run_is_open_until_it_is_final(gateway: Gateway, client: httpx.AsyncClient) -> None:
-    gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, state="closed")]))
+    gateway.ledger.write(replace(WHOLE, runs=[RUN._replace(state="closed")]))
     assert (await client.get("/energy/runs/r1")).json()["state"] == "open"
     assert (await client.get("/energy/runs")).json()["runs"][0]["state"] == "open"
     assert (await client.post("/energy/runs/r1/close")).json()["state"] == "open"
@@ -282,8 +281,8 @@ async def test_a_wrong_method_is_an_openai_error(client: httpx.AsyncClient, meth
 
 async def test_a_key_sees_its_own_tenant_alone(gateway: Gateway, client: httpx.AsyncClient) -> None:
     gateway.keys = {"ka": "a", "kb": "b"}
-    gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, tenant="a")]))
-    gateway.ledger.write(Batch([replace(RUN, uid="u2", tenant="b", opened=200.0, ended=200.0)]))
+    gateway.ledger.write(replace(WHOLE, runs=[RUN._replace(tenant="a")]))
+    gateway.ledger.write(Batch([RUN._replace(uid="u2", tenant="b", opened=200.0, ended=200.0)]))
     assert (await client.get("/energy/workflows")).status_code == 401
     as_a, as_b = ({"Authorization": f"Bearer {key}"} for key in gateway.keys)
     for headers, tenant in [(as_a, "a"), (as_b, "b")]:
@@ -296,15 +295,15 @@ async def test_a_key_sees_its_own_tenant_alone(gateway: Gateway, client: httpx.A
 
 
 async def test_one_run_id_of_two_tenants_without_keys(gateway: Gateway, client: httpx.AsyncClient) -> None:
-    gateway.ledger.write(replace(WHOLE, runs=[replace(RUN, tenant="a")]))
-    gateway.ledger.write(Batch([replace(RUN, uid="u2", tenant="b", opened=200.0, ended=200.0)]))
+    gateway.ledger.write(replace(WHOLE, runs=[RUN._replace(tenant="a")]))
+    gateway.ledger.write(Batch([RUN._replace(uid="u2", tenant="b", opened=200.0, ended=200.0)]))
     assert (await client.get("/energy/runs/r1")).json()["tenant"] == "b"
     assert (await client.get("/energy/runs/r1?tenant=a")).json()["tenant"] == "a"
 
 
 async def test_engines_have_their_state_and_what_they_cost(gateway: Gateway, client: httpx.AsyncClient) -> None:
     gateway.ledger.write(WHOLE)
-    gateway.ledger.write(Batch(attempts=[replace(ATTEMPT, n=2, engine="gone")], energy=[replace(ENERGY, attempt=2)]))
+    gateway.ledger.write(Batch(attempts=[ATTEMPT._replace(n=2, engine="gone")], energy=[ENERGY._replace(attempt=2)]))
     e1, e2, gone = (await client.get("/energy/engines")).json()["engines"]
     assert (e1["name"], e1["up"], e1["in_flight"], e1["by_component"]) == ("e1", True, 2, {"gpu": 3.000001})
     assert (e2["name"], e2["joules"], e2["quality"]) == ("e2", None, None)

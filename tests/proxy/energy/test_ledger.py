@@ -22,12 +22,12 @@ from proxy.energy.records import (
     DeviceRecord,
     EnergyRecord,
     Outcome,
-    Phase,
     Quality,
     RequestRecord,
     RunRecord,
     WindowRecord,
 )
+from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
 
 RUN = RunRecord("u1", "default", "r1", "search", 100.0, 104.0, "open")
 REQUEST = RequestRecord(
@@ -35,23 +35,22 @@ REQUEST = RequestRecord(
     run_uid="u1",
     step="query",
     node="query-1",
-    parents=("plan-1", "q0"),
-    identified_by={"run": "X-Workflow-Id"},
-    model="m",
+    parents='["plan-1","q0"]',
+    identified_by='{"run":"X-Workflow-Id"}',
     path="/v1/chat/completions",
-    stream=True,
     received=100.0,
+    model="m",
+    stream=1,
     ended=104.0,
     code=200,
-    outcome=Outcome.OK,
+    outcome="ok",
     prompt_tokens=30,
     cached_tokens=10,
     output_tokens=8,
     usage="engine",
-    settled=True,
 )
-ATTEMPT = AttemptRecord("q1", 1, "e1", 100.1, 100.2, 101.5, 104.0, 200, Outcome.OK)
-ENERGY = EnergyRecord("q1", 1, "h1/gpu:0", "gpu", Phase.DECODE, Quality.ATTRIBUTED, 2_000_000, 1_500_000, 2_500_000)
+ATTEMPT = AttemptRecord("q1", 1, "e1", 100.1, 100.2, 101.5, 104.0, 200, "ok")
+ENERGY = EnergyRecord("q1", 1, "h1/gpu:0", "attributed", "gpu", 0, 2_000_000, 1_500_000, 2_500_000)
 WINDOW = WindowRecord("h1/gpu:0", 103, Quality.MEASURED, 2_000_000, 500_000, 0, 7)
 DEVICE = DeviceRecord("h1/gpu:0", "gpu", "H200", Quality.MEASURED, 2_500_007, 9_000_000, 104.0)
 WHOLE = Batch([RUN], [REQUEST], [ATTEMPT], [ENERGY], [WINDOW], [DEVICE])
@@ -84,7 +83,7 @@ def totals_equal_detail(path: Path) -> bool:
     detail = rows(
         path,
         """SELECT r.tenant, r.workflow, q.step, a.engine, e.component, e.quality, ifnull(a.outcome, ''),
-                  count(*), sum(e.uj), sum(e.low_uj), sum(e.high_uj)
+                  count(*), sum(e.prefill_uj + e.decode_uj), sum(e.low_uj), sum(e.high_uj)
            FROM energy e JOIN attempts a ON a.request_id = e.request_id AND a.n = e.attempt
            JOIN requests q ON q.id = e.request_id JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4, 5, 6, 7""",
     )
@@ -111,8 +110,8 @@ def totals_equal_detail(path: Path) -> bool:
 
 
 def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
-    prefill = replace(ENERGY, phase=Phase.PREFILL, uj=1, low_uj=0, high_uj=3)
-    cpu = replace(ENERGY, device="h1/cpu:0", component="cpu", quality=Quality.ESTIMATED, uj=500_000)
+    prefill = ENERGY._replace(prefill_uj=1, decode_uj=0, low_uj=0, high_uj=3)
+    cpu = ENERGY._replace(device="h1/cpu:0", component="cpu", quality="estimated", decode_uj=500_000)
     ledger.write(replace(WHOLE, energy=[ENERGY, prefill, cpu]))
     run = reader.run("default", "r1")
     assert run is not None
@@ -152,7 +151,6 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
         "cached_tokens": 10,
         "output_tokens": 8,
         "usage": "engine",
-        "settled": True,
         "joules": 2.500001,
         "joules_low": 3.0,
         "joules_high": 5.000003,
@@ -169,22 +167,21 @@ def test_energy_and_windows_are_added_and_the_rest_replaced(ledger: Ledger, read
     ledger.write(WHOLE)
     ledger.write(
         Batch(
-            runs=[replace(RUN, workflow="chat", ended=110.0, state="closed")],
-            requests=[replace(REQUEST, output_tokens=9)],
-            attempts=[replace(ATTEMPT, n=2, engine="e2", first=103.0)],
-            energy=[ENERGY, replace(ENERGY, attempt=2, uj=1)],
+            runs=[RUN._replace(ended=110.0, state="closed")],
+            requests=[REQUEST._replace(output_tokens=9)],
+            attempts=[ATTEMPT._replace(n=2, engine="e2", first=103.0)],
+            energy=[ENERGY, ENERGY._replace(attempt=2, decode_uj=1)],
             windows=[WINDOW],
-            devices=[replace(DEVICE, counter_uj=5_000_014)],
+            devices=[DEVICE._replace(counter_uj=5_000_014)],
         )
     )
     run = reader.run(None, "r1")
     assert run is not None
-    assert (run["workflow"], run["state"], run["duration_s"], run["joules"]) == ("chat", "closed", 10.0, 4.000001)
+    assert (run["workflow"], run["state"], run["duration_s"], run["joules"]) == ("search", "closed", 10.0, 4.000001)
     request = run["requests"][0]
     assert (request["attempts"], request["engine"], request["ttft_s"], request["output_tokens"]) == (2, "e2", 3.0, 9)
-    assert [row["workflow"] for row in reader.workflows()] == ["chat"]
     assert reader.parts() == {"h1/gpu:0": Parts(4_000_000, 1_000_000, 0, 14)}
-    assert reader.devices() == [replace(DEVICE, counter_uj=5_000_014)]
+    assert reader.devices() == [DEVICE._replace(counter_uj=5_000_014)]
     assert reader.balance()["h1/gpu:0"] == {
         "counter_j": 5.000014,
         "workflow_j": 4.0,
@@ -197,23 +194,23 @@ def test_energy_and_windows_are_added_and_the_rest_replaced(ledger: Ledger, read
 
 
 def test_workflow_totals(ledger: Ledger, reader: LedgerReader) -> None:
-    cancelled = replace(REQUEST, id="q2", outcome=Outcome.CANCELLED, prompt_tokens=None, output_tokens=2)
-    flying = replace(REQUEST, id="q3", step="plan", outcome=None, ended=None, output_tokens=None, settled=False)
+    cancelled = REQUEST._replace(id="q2", outcome=Outcome.CANCELLED, prompt_tokens=None, output_tokens=2)
+    flying = REQUEST._replace(id="q3", step="plan", outcome=None, ended=None, output_tokens=None)
     ledger.write(
         Batch(
-            runs=[replace(RUN, state="final"), replace(RUN, uid="u2", run="r2"), replace(RUN, uid="u3", tenant="b")],
-            requests=[REQUEST, cancelled, flying, replace(REQUEST, id="q4", outcome=Outcome.FAILED, run_uid="u2")],
+            runs=[RUN._replace(state="final"), RUN._replace(uid="u2", run="r2"), RUN._replace(uid="u3", tenant="b")],
+            requests=[REQUEST, cancelled, flying, REQUEST._replace(id="q4", outcome=Outcome.FAILED, run_uid="u2")],
             attempts=[
-                replace(ATTEMPT, outcome=Outcome.FAILED),
-                replace(ATTEMPT, n=2),
-                replace(ATTEMPT, request_id="q2", outcome=Outcome.CANCELLED),
-                replace(ATTEMPT, request_id="q3", outcome=None),
+                ATTEMPT._replace(outcome=Outcome.FAILED),
+                ATTEMPT._replace(n=2),
+                ATTEMPT._replace(request_id="q2", outcome=Outcome.CANCELLED),
+                ATTEMPT._replace(request_id="q3", outcome=None),
             ],
             energy=[
-                replace(ENERGY, uj=1_000_000),
-                replace(ENERGY, attempt=2, uj=10_000_000),
-                replace(ENERGY, request_id="q2", uj=100_000_000),
-                replace(ENERGY, request_id="q3", uj=1_000_000_000),
+                ENERGY._replace(decode_uj=1_000_000),
+                ENERGY._replace(attempt=2, decode_uj=10_000_000),
+                ENERGY._replace(request_id="q2", decode_uj=100_000_000),
+                ENERGY._replace(request_id="q3", decode_uj=1_000_000_000),
             ],
         )
     )
@@ -229,16 +226,16 @@ def test_workflow_totals(ledger: Ledger, reader: LedgerReader) -> None:
     assert search["by_step"]["plan"] == {"requests": 1, "joules": 1000.0, "output_tokens": 0}
     assert [row["tenant"] for row in reader.workflows("b")] == ["b"] and reader.workflows("nobody") == []
     assert reader.engines()["e1"]["joules"] == 1111.0
-    ledger.write(Batch(attempts=[replace(ATTEMPT, request_id="q3", outcome=Outcome.FAILED)]))
+    ledger.write(Batch(attempts=[ATTEMPT._replace(request_id="q3", outcome=Outcome.FAILED)]))
     assert reader.workflows("default")[0]["joules_wasted"] == 1101.0  # what it had cost before it failed counts too
 
 
 def test_what_no_counter_saw_is_not_0_joules(ledger: Ledger, reader: LedgerReader) -> None:
-    unseen = replace(REQUEST, id="q2", run_uid="u2", step="plan")
-    attempts = [ATTEMPT, replace(ATTEMPT, request_id="q3")]
-    ledger.write(replace(WHOLE, requests=[REQUEST, replace(REQUEST, id="q3", step="rank")], attempts=attempts))
+    unseen = REQUEST._replace(id="q2", run_uid="u2", step="plan")
+    attempts = [ATTEMPT, ATTEMPT._replace(request_id="q3")]
+    ledger.write(replace(WHOLE, requests=[REQUEST, REQUEST._replace(id="q3", step="rank")], attempts=attempts))
     ledger.write(
-        Batch([replace(RUN, uid="u2", run="r2", workflow="far")], [unseen], [replace(ATTEMPT, request_id="q2")])
+        Batch([RUN._replace(uid="u2", run="r2", workflow="far")], [unseen], [ATTEMPT._replace(request_id="q2")])
     )
     run, request = reader.run(None, "r2"), reader.request("q2")
     assert run is not None and request is not None
@@ -285,8 +282,8 @@ def test_a_place_where_no_ledger_can_be(tmp_path: Path) -> None:
 
 def test_segments_count_up_for_each_tenant(ledger: Ledger, reader: LedgerReader) -> None:
     for n, tenant in enumerate(["a", "a", "b", "a"]):
-        ledger.write(Batch([replace(RUN, uid=f"u{n}", tenant=tenant, opened=float(n), ended=float(n))]))
-    ledger.write(Batch([replace(RUN, uid="u3", tenant="a", opened=3.0, ended=9.0)]))  # again: still the same segment
+        ledger.write(Batch([RUN._replace(uid=f"u{n}", tenant=tenant, opened=float(n), ended=float(n))]))
+    ledger.write(Batch([RUN._replace(uid="u3", tenant="a", opened=3.0, ended=9.0)]))  # again: still the same segment
     listed = [(run["tenant"], run["segment"], run["ended"]) for run in reader.runs()]
     assert listed == [("a", 3, 9.0), ("b", 1, 2.0), ("a", 2, 1.0), ("a", 1, 0.0)]
     for tenant, newest in [("a", ("a", 3)), ("b", ("b", 1)), (None, ("a", 3))]:
@@ -296,7 +293,7 @@ def test_segments_count_up_for_each_tenant(ledger: Ledger, reader: LedgerReader)
 
 def test_runs_are_filtered(ledger: Ledger, reader: LedgerReader) -> None:
     ledger.write(WHOLE)
-    ledger.write(Batch([replace(RUN, uid="u2", run="r2", workflow="chat", opened=200.0, ended=200.0)]))
+    ledger.write(Batch([RUN._replace(uid="u2", run="r2", workflow="chat", opened=200.0, ended=200.0)]))
     assert [run["run"] for run in reader.runs()] == ["r2", "r1"]
     assert [run["run"] for run in reader.runs(limit=1)] == ["r2"]
     assert [run["run"] for run in reader.runs(since=100.1)] == ["r2"]
@@ -310,7 +307,7 @@ def test_runs_are_filtered(ledger: Ledger, reader: LedgerReader) -> None:
 
 def test_a_batch_is_written_whole_or_not_at_all(ledger: Ledger, reader: LedgerReader) -> None:
     with pytest.raises(LedgerError, match="never written"):
-        ledger.write(replace(WHOLE, energy=[ENERGY, replace(ENERGY, request_id="unknown")]))
+        ledger.write(replace(WHOLE, energy=[ENERGY, ENERGY._replace(request_id="unknown")]))
     assert reader.runs() == [] and reader.parts() == {}
     ledger.write(WHOLE)
     assert [run["joules"] for run in reader.runs()] == [2.0]
@@ -319,9 +316,9 @@ def test_a_batch_is_written_whole_or_not_at_all(ledger: Ledger, reader: LedgerRe
 def test_readers_see_one_commit_while_the_next_is_written(ledger: Ledger, reader: LedgerReader) -> None:
     ledger.write(WHOLE)
     with reader._read() as db:
-        before = db.execute("SELECT sum(uj) FROM energy").fetchone()[0]
+        before = db.execute("SELECT sum(decode_uj) FROM energy").fetchone()[0]
         ledger.write(Batch(energy=[ENERGY]))
-        assert db.execute("SELECT sum(uj) FROM energy").fetchone()[0] == before
+        assert db.execute("SELECT sum(decode_uj) FROM energy").fetchone()[0] == before
         with pytest.raises(sqlite3.OperationalError, match="readonly"):
             db.execute("DELETE FROM runs")
     assert reader.runs()[0]["joules"] == 4.0
@@ -346,8 +343,7 @@ def batches(draw: st.DrawFn) -> Batch:
 
     def request() -> RequestRecord:
         prompt, cached, output = draw(tokens), draw(tokens), draw(tokens)
-        return replace(
-            REQUEST,
+        return REQUEST._replace(
             id=draw(ids),
             run_uid=draw(ids),
             step=draw(names),
@@ -358,8 +354,8 @@ def batches(draw: st.DrawFn) -> Batch:
         )
 
     def attempt() -> AttemptRecord:
-        return replace(
-            ATTEMPT, request_id=draw(ids), n=draw(st.integers(1, 2)), engine=draw(names), outcome=draw(outcomes)
+        return ATTEMPT._replace(
+            request_id=draw(ids), n=draw(st.integers(1, 2)), engine=draw(names), outcome=draw(outcomes)
         )
 
     def energy() -> EnergyRecord:
@@ -368,9 +364,9 @@ def batches(draw: st.DrawFn) -> Batch:
             draw(ids),
             draw(st.integers(1, 2)),
             device,
+            draw(st.sampled_from(["attributed", "estimated"])),
             {"a": "gpu", "b": "cpu"}[device],
-            draw(st.sampled_from(Phase)),
-            draw(st.sampled_from([Quality.ATTRIBUTED, Quality.ESTIMATED])),
+            draw(uj),
             draw(uj),
             draw(uj),
             draw(uj),
@@ -387,9 +383,9 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 EVERYTHING = Batch(
-    runs=[replace(RUN, uid=n, tenant=t, run=r) for n, t, r in [("1", "t", "x"), ("2", "s", "y"), ("3", "s", "y")]],
-    requests=[replace(REQUEST, id=n, run_uid=n) for n in "123"],
-    attempts=[replace(ATTEMPT, request_id=request, n=n) for request in "123" for n in (1, 2)],
+    runs=[RUN._replace(uid=n, tenant=t, run=r) for n, t, r in [("1", "t", "x"), ("2", "s", "y"), ("3", "s", "y")]],
+    requests=[REQUEST._replace(id=n, run_uid=n) for n in "123"],
+    attempts=[ATTEMPT._replace(request_id=request, n=n) for request in "123" for n in (1, 2)],
 )
 
 
@@ -406,7 +402,7 @@ def test_no_joule_is_lost_and_totals_equal_the_detail(seconds: list[Batch]) -> N
         parts_uj: Counter[str] = Counter()
         for batch in seconds:
             for record in batch.energy:
-                given_uj[record.component] += record.uj
+                given_uj[record.component] += record.prefill_uj + record.decode_uj
             for window in batch.windows:
                 parts_uj[window.device] += window.workflow_uj + window.idle_uj + window.foreign_uj + window.gap_uj
         kept = Counter(dict(rows(ledger.path, "SELECT component, sum(uj) FROM total_energy GROUP BY component")))
@@ -423,14 +419,14 @@ def test_no_joule_is_lost_and_totals_equal_the_detail(seconds: list[Batch]) -> N
 
 def test_what_an_earlier_process_left_open_becomes_final(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.write(replace(WHOLE, requests=[replace(REQUEST, outcome=None, ended=None, settled=False)]))
+    ledger.write(replace(WHOLE, requests=[REQUEST._replace(outcome=None, ended=None)]))
     ledger.close()
     ledger = Ledger(path)
     run = LedgerReader(path).run("default", "r1")
     assert run is not None and run["state"] == "final"
-    assert run["requests"][0]["settled"] is True and run["requests"][0]["outcome"] is None
+    assert run["requests"][0]["outcome"] is None
     assert LedgerReader(path).workflows()[0]["mean_duration_s"] == 4.0
-    ledger.write(Batch([replace(RUN, uid="u2")]))
+    ledger.write(Batch([RUN._replace(uid="u2")]))
     again = LedgerReader(path).run("default", "r1")
     assert again is not None and again["segment"] == 2
     ledger.close()
@@ -450,9 +446,9 @@ while True:
     id = f"q{n}"
     ledger.write(Batch(
         [RunRecord("u", "default", "r", "search", 1.0, 2.0, "open")],
-        [RequestRecord(id, "u", "s", None, (), {}, "m", "/", False, 1.0, None, None, None, 1, 1, 1, "none", False)],
+        [RequestRecord(id, "u", "s", None, "[]", "{}", "/", 1.0, "m", 0, None, None, None, 1, 1, 1, "none")],
         [AttemptRecord(id, 1, "e", 1.0, 1.0, None, None, None, None)],
-        [EnergyRecord(id, 1, "d", "gpu", Phase.DECODE, Quality.ATTRIBUTED, 7, 6, 8)],
+        [EnergyRecord(id, 1, "d", "attributed", "gpu", 3, 4, 6, 8)],
         [WindowRecord("d", n, Quality.MEASURED, 7, 1, 0, 0)],
         [DeviceRecord("d", "gpu", "m", Quality.MEASURED, 8 * n, 8 * n, 1.0)],
     ))
@@ -480,6 +476,67 @@ def test_kill_9_leaves_every_commit_and_no_half_of_one(path: Path) -> None:
     run = LedgerReader(path).run("default", "r")
     assert run is not None and run["state"] == "final"
     assert len(run["requests"]) == written and round(run["joules"] * 1e6) == 7 * written
+
+
+def test_a_file_of_version_1_comes_along_with_all_it_holds(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"{MIGRATIONS[0]} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;")
+        db.executemany(
+            "INSERT INTO runs VALUES (?, 't', ?, 1, 'search', 100, 104, 'open')", [("u1", "r1"), ("u2", "r2")]
+        )
+        db.executemany(
+            "INSERT INTO requests VALUES (?, ?, 'query', NULL, '[]', '{\"run\":\"x\"}', 'm', '/v1', 1, 100, 104, 200,"
+            " ?, 30, 10, 8, 'engine', ?)",
+            [("q2", "u2", None, 0), ("q1", "u1", "ok", 1)],
+        )
+        db.executemany(
+            "INSERT INTO attempts VALUES (?, 1, 'e1', 100, 100, 101, 104, 200, ?)", [("q1", "ok"), ("q2", None)]
+        )
+        db.executemany(
+            "INSERT INTO energy VALUES (?, 1, 'h1/gpu:0', 'gpu', ?, 'attributed', ?, ?, ?)",
+            [("q1", "prefill", 3, 2, 4), ("q1", "decode", 50, 40, 60), ("q2", "decode", 700, 600, 800)],
+        )
+        db.execute("INSERT INTO windows VALUES ('h1/gpu:0', 103, 'measured', 753, 5, 0, 7)")
+        db.execute("INSERT INTO total_windows VALUES ('h1/gpu:0', 'measured', 753, 5, 0, 7)")
+        db.execute("INSERT INTO devices VALUES ('h1/gpu:0', 'gpu', 'H200', 'measured', 765, 9000, 104)")
+        db.execute("INSERT INTO total_runs VALUES ('t', 'search', 'open', 2, 8000000)")
+        db.execute("INSERT INTO total_requests VALUES ('t', 'search', 'query', 'ok', 1, 30, 10, 8)")
+        db.execute("INSERT INTO total_requests VALUES ('t', 'search', 'query', '', 1, 30, 10, 8)")
+        db.execute("INSERT INTO total_energy VALUES ('t','search','query','e1','gpu','attributed','ok', 2, 53, 42, 64)")
+        db.execute("INSERT INTO total_energy VALUES ('t','search','query','e1','gpu','attributed','',1,700,600,800)")
+        db.commit()
+    ledger, reader = Ledger(path), LedgerReader(path)
+    assert totals_equal_detail(path) and rows(path, "PRAGMA foreign_key_check") == []
+    run, request = reader.run("t", "r2"), reader.request("q1")
+    assert run is not None and (run["state"], run["joules"], run["requests"][0]["outcome"]) == ("final", 0.0007, None)
+    assert request is not None and request["by_phase"] == {"prefill": 3e-06, "decode": 5e-05}
+    assert (request["joules_low"], request["joules_high"], request["identified_by"]) == (42e-6, 64e-6, {"run": "x"})
+    assert (request["stream"], request["model"], request["path"], request["received"]) == (True, "m", "/v1", 100.0)
+    assert reader.balance()["h1/gpu:0"]["residual_j"] == 0.0 and reader.workflows()[0]["joules"] == 0.000753
+    ledger.write(Batch(energy=[ENERGY]))
+    again = reader.request("q1")
+    assert again is not None and again["joules"] == 2.000053 and totals_equal_detail(path)
+    with pytest.raises(LedgerError, match="never written"):
+        ledger.write(Batch(energy=[ENERGY._replace(request_id="q9")]))
+    ledger.close()
+
+
+def test_rows_go_in_by_the_statement(ledger: Ledger, reader: LedgerReader) -> None:
+    """Many rows a statement, the rest one by one, and the same one twice: the last counts, as energy adds up."""
+    several = [f"q{n:03d}" for n in range(120)]
+    ledger.write(
+        Batch(
+            [RUN],
+            [*(REQUEST._replace(id=name) for name in several), REQUEST._replace(id="q007", output_tokens=1000)],
+            [ATTEMPT._replace(request_id=name) for name in several],
+            [ENERGY._replace(request_id=name) for name in (*several, "q007")],
+        )
+    )
+    run = reader.run(None, "r1")
+    assert run is not None and [one["id"] for one in run["requests"]] == several
+    assert run["by_step"]["query"] == {"requests": 120, "joules": 242.0, "output_tokens": 8 * 119 + 1000}
+    assert totals_equal_detail(ledger.path)
 
 
 def test_a_newer_ledger_is_refused(path: Path) -> None:
