@@ -50,6 +50,8 @@ class Chain:
         stop = start + size - self.tokens % size  # of the first block that gets full
         if isinstance(more, Text):
             key, length = more
+            if tail and isinstance(tail[-1], tuple) and tail[-1][::2] == (key, start):  # one piece, however it came
+                start, tail = tail[-1][1], tail[:-1]
             while stop <= length:
                 parent = hash((parent, (*tail, (key, start, stop))))
                 hashes.append(parent)
