@@ -78,8 +78,10 @@ class Scheduler:
         sequence.generated, sequence.state = outputs, State.ENDED
 
     def schedule(self) -> Step | None:
-        """The next step, or None if there is nothing to do. To be followed by `complete`, or by `decode` if the step has
-        no chunks: then `steady` such steps are alike."""
+        """The next step, or None if there is nothing to do.
+
+        To be followed by `complete`, or by `decode` if the step has no chunks: then `steady` such steps are alike.
+        """
         step = Step(self._decodes, self._in_cache + self._decodes)
         chunk = self._next_chunk()
         wanted = self._wanted(self.clock) + (self._more_blocks(*chunk) if chunk else 0)
@@ -222,7 +224,10 @@ class Scheduler:
                 if chunk:
                     wanted = self._more_blocks(*chunk)
                 else:
-                    wanted = sequence.state is State.DECODING and not sequence.in_cache(self.clock) % self.settings.block_size
+                    wanted = (
+                        sequence.state is State.DECODING
+                        and not sequence.in_cache(self.clock) % self.settings.block_size
+                    )
                 if wanted <= self.cache.free:
                     if chunk:
                         self._compute(step, *chunk)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import strategies as st
@@ -63,8 +64,9 @@ def make_card() -> type[LinearCard]:
 def machine(card: LinearCard) -> Callable[..., Machine]:
     """An engine on `card` with a roomy cache, and the settings that the test names."""
 
-    def build(**settings) -> Machine:
-        return Machine(EngineSettings(**{"kv_blocks": 4096, "max_model_len": 4096} | settings), [card])
+    def build(**settings: Any) -> Machine:
+        roomy: dict[str, Any] = {"kv_blocks": 4096, "max_model_len": 4096}
+        return Machine(EngineSettings(**roomy | settings), [card])
 
     return build
 

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from emulator.core.settings import EngineSettings, OutOfMemory, kv_blocks
@@ -42,6 +44,7 @@ def test_a_context_that_the_cache_cannot_hold_says_which_would_fit() -> None:
         ({"max_num_queued_reqs": 0}, "max_num_queued_reqs is at least 1 or None"),
     ],
 )
-def test_what_contradicts_itself_is_refused(wrong: dict, message: str) -> None:
+def test_what_contradicts_itself_is_refused(wrong: dict[str, Any], message: str) -> None:
+    right: dict[str, Any] = {"kv_blocks": 1000, "max_model_len": 4096}
     with pytest.raises(ValueError, match=message):
-        EngineSettings(**{"kv_blocks": 1000, "max_model_len": 4096} | wrong)
+        EngineSettings(**right | wrong)
