@@ -158,7 +158,7 @@ class Machine:
         """As many alike steps as end by `until` and begin before anything else comes; or the first of them, begun."""
         stretch = self._stretch
         if step.preempted or not stretch or stretch.done == stretch.steps or stretch.limits != self._costs.limits():
-            stretch = self._stretch = self._costs.stretch(self._now, step.decodes, step.decode_context)
+            stretch = self._stretch = self._costs.stretch(self._now, step.decodes, step.decode_context, step.shared)
         first = stretch.done
         most = first + 1
         if self.observer is None and not step.preempted:
