@@ -55,10 +55,9 @@ class Stretch:
         """How many of its steps, at most `most`, have ended by `time`."""
         if self.end(most) <= time:
             return most
-        left = time - self.start
-        if left < self.seconds:
+        if self.end(1) > time:
             return 0
-        slope = self.seconds - self.more * 0.5
+        left, slope = time - self.start, self.seconds - self.more * 0.5
         root = slope + sqrt(max(0.0, slope * slope + 2 * self.more * left))
         steps = min(int(2 * left / root), most) if root > 0 else most
         while self.end(steps) > time:  # the root is right but for rounding
@@ -83,8 +82,8 @@ class DecodeCosts:
         return devices[0].limits if len(devices) == 1 else tuple(device.limits for device in devices)
 
     def stretch(self, start: float, sequences: int, context: int, shared: int = 0) -> Stretch:
-        """Decode steps from `start` on, the first over `context` tokens of all sequences together, `shared` of them read
-        by further sequences."""
+        """Decode steps from `start` on, the first over `context` tokens of all sequences together, of which further
+        readers share `shared`."""
         limits = self.limits()
         if limits != self._limits or len(self._samples) > MOST_SAMPLES:
             self._samples.clear()
