@@ -79,7 +79,7 @@ class Package(Generic[C]):
 
 @dataclass
 class Host(Generic[G, C]):
-    """One machine. `may_set` is the permission to set power limits and clocks; without it every such call is refused."""
+    """One machine. Without `may_set` every call that sets a power limit or clocks is refused."""
 
     cards: list[Card[G]] = field(default_factory=list)
     packages: list[Package[C]] = field(default_factory=list)
