@@ -102,16 +102,20 @@ class Exchange:
                     opened = True
                     usage = Usage(len(sequence.prompt), 0) if always else None
                     parts += [said.opening(choice, usage) for choice in range(len(self._sequences))]
+                for count in range(told[index] + 1, produced + 1):
+                    usage = Usage(len(sequence.prompt), count) if always else None
+                    if count < sequence.answer.tokens:
+                        parts.append(said.delta(index, sequence.answer.take(count), usage))
+                    else:
+                        sealed = not self._request.wants_usage
+                        parts.append(said.last(index, self._choice(sequence), usage, sealed))
                 told[index] = produced
-                usage = Usage(len(sequence.prompt), produced) if always else None
-                if produced < sequence.answer.tokens:
-                    parts.append(said.delta(index, sequence.answer.take(produced), usage))
-                else:
-                    sealed = not self._request.wants_usage
-                    parts.append(said.last(index, self._choice(sequence), usage, sealed))
             if self._reset is not None and 2 * sum(told) >= sum(each.answer.tokens for each in self._sequences):
                 await send({"type": "http.response.body", "body": b"".join(parts), "more_body": True})
+                await asyncio.sleep(0)  # uvloop writes at the end of its turn
                 self._reset()
+                while not self._gone:
+                    await self._feed.news()
                 return
             if all(sequence.done for sequence in self._sequences):
                 if self._request.wants_usage:

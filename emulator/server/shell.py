@@ -1,6 +1,7 @@
 """The step machine in real time: its clock, its timer, and the way from its events to whoever waits for tokens."""
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -142,7 +143,16 @@ class EngineShell:
         if self._slow_end <= now:
             self._set_pace(1.0)
         self._seen = now
-        self._take(self.machine.advance(now - self._origin))
+        self._run(now - self._origin)
+
+    def _run(self, until: float) -> None:
+        """Step by step, so that every token has its own time, also where we are late."""
+        last = -math.inf
+        while (due := self.machine.next_at()) is not None and due < until:
+            # At the end of a step the next one is not begun yet: a moment later it is.
+            self._take(self.machine.advance(due if due > last else math.nextafter(due, math.inf)))
+            last = due
+        self._take(self.machine.advance(until))
 
     def stop(self) -> None:
         """No more steps."""
