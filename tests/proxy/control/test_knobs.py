@@ -29,10 +29,12 @@ def test_zeusd_sets_and_restores(zeusd: Any, path: Path) -> None:
     assert limits_w(zeusd) == [700.0, 700.0]
 
 
-def test_zeusd_itself_refuses_what_is_out_of_range(zeusd: Any, path: Path) -> None:
+def test_what_is_out_of_range_is_refused_by_us_and_by_zeusd(zeusd: Any, path: Path) -> None:
     actuator = PowerActuator(knobs(zeusd), path)
     (applied,) = actuator.apply({GPU: 90.0}, 0.0)
-    assert applied.effect is Effect.REFUSED and "argument was invalid" in applied.reason
+    assert applied.effect is Effect.REFUSED and applied.reason.endswith("what the device allows, 200 to 700 W")
+    with pytest.raises(KnobError, match="argument was invalid"):
+        knobs(zeusd)[GPU].set_limit_w(90.0)
     assert limits_w(zeusd) == [700.0, 700.0] and not path.exists()
 
 
