@@ -3,6 +3,8 @@
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -36,9 +38,18 @@ def listener(address: str, socket_mode: int = 0o600) -> socket.socket:
     return listening
 
 
-def server(daemon: Zeusd) -> uvicorn.Server:
-    """A server for `serve(sockets=[listener(...)])`, within the caller's event loop; streams end with it."""
-    return uvicorn.Server(
+class Server(uvicorn.Server):
+    """uvicorn's, without its signals: they are for the process, in which an engine may be served too."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def server(daemon: Zeusd) -> Server:
+    """A server for `serve(sockets=[listener(...)])` in the caller's event loop, until its `should_exit` is set; a
+    stream that is still open ends a second later."""
+    return Server(
         uvicorn.Config(
             daemon,
             log_level="warning",
