@@ -39,8 +39,8 @@ def test_emulated_joules_are_in_the_books_and_called_so(
     assert workflow["quality"] == of_engine["quality"] == "emulated"
     for counter in (*zeusd.gpus, zeusd.cpus[0].package):
         counter.power_w = 0.0
-    books = until(lambda: (b := gateway.balance()) and not any(b[d]["open_j"] for d in GPUS + CPUS) and b)
-    of_host = {name: entry for name, entry in books.items() if name.startswith("h1/")}
+    until(lambda: not any(entry["open_j"] for entry in gateway.balance().values()))
+    of_host = {name: entry for name, entry in gateway.balance().items() if name.startswith("h1/")}
     assert set(of_host) == {*GPUS, *CPUS}
     assert {entry["quality"] for entry in of_host.values()} == {"emulated"}
     assert all(entry["residual_j"] == 0 == residual_uj(entry) for entry in of_host.values())

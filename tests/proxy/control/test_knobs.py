@@ -47,6 +47,18 @@ def test_zeusd_without_control_or_privilege(make_zeusd: Callable[..., Any], zeus
     assert knobs(make_zeusd(groups=["gpu-control"])) == {}
 
 
+def test_a_missing_privilege_is_said_once_for_all_gpus(
+    zeusd: Any, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zeusd.host.may_set = False
+    actuator = PowerActuator(knobs(zeusd), path)
+    for t in range(3):
+        effects = {applied.effect for applied in actuator.apply({"h1/gpu:0": 400.0, "h1/gpu:1": 400.0}, t)}
+        assert effects == {Effect.REFUSED}
+    said = [record.getMessage() for record in caplog.records if record.name == "proxy.control.actuator"]
+    assert len(said) == 1 and "h1/gpu:0: not allowed to set power limits, going on without" in said[0]
+
+
 def test_zeusd_that_went_away_is_an_error_of_the_knob(zeusd: Any) -> None:
     knob = knobs(zeusd)[GPU]
     zeusd.stop()
