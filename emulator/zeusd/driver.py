@@ -73,7 +73,7 @@ class Driver:
         return self._metered(gpu, at).energy_mj
 
     def power_mw(self, gpu: int, at: float) -> int | None:
-        """The power sensor; None for a moment after it was not looked at for long."""
+        """The power sensor; None at a look that comes long after the last one: the next tells."""
         return self._metered(gpu, at).power_mw
 
     def limit_mw(self, gpu: int) -> int:

@@ -3,17 +3,19 @@
 from collections import deque
 from math import floor
 
+_RECENT_S = 1.0
+
 
 class Meter:
     """Made of exact joules seen now and then.
 
     The counter shows the energy of the last multiple of `period_s` (100 ms on an H200, 20-100 ms elsewhere), as if it
-    had grown evenly since it was last seen. The power is the mean of the last `window_s` seconds: the engine accounts
-    for whole steps, and a step of prefill takes longer than a sensor's instant.
+    had grown evenly since it was last seen. The power is the mean since half a period ago, or since it was last seen
+    before: NVML's instant power, which zeusd asks for (`GetPowerUsage` would be a mean of one second on most cards).
     """
 
-    def __init__(self, period_s: float = 0.1, window_s: float = 1.0) -> None:
-        self._period_s, self._window_s = period_s, window_s
+    def __init__(self, period_s: float = 0.1) -> None:
+        self._period_s = period_s
         self._seen: deque[tuple[float, float]] = deque()  # seconds, joules
         self._shown_j = 0.0
 
@@ -28,7 +30,7 @@ class Meter:
             if moved > before:
                 self._shown_j = before_j + (energy_j - before_j) * (moved - before) / (at - before)
         self._seen.append((at, energy_j))
-        while self._seen[0][0] < at - self._window_s:
+        while len(self._seen) > 1 and self._seen[1][0] <= at - self._period_s / 2:
             self._seen.popleft()
 
     @property
@@ -38,10 +40,10 @@ class Meter:
 
     @property
     def power_mw(self) -> int | None:
-        """What the sensor shows; None where it was not seen twice within its window, half a period apart."""
+        """What the sensor shows; None where it was last seen too recently, or over a second ago, to tell."""
         if not self._seen:
             return None
         (first, first_j), (last, last_j) = self._seen[0], self._seen[-1]
-        if last - first < self._period_s / 2:
+        if not self._period_s / 2 <= last - first <= _RECENT_S:
             return None
         return round((last_j - first_j) / (last - first) * 1000)

@@ -39,16 +39,16 @@ def test_a_reset_is_shown_at_once() -> None:
     assert (meter.energy_mj, meter.power_mw) == (250, None)
 
 
-def test_power_is_the_mean_of_the_last_second() -> None:
+def test_power_is_the_mean_of_a_moment() -> None:
     meter = Meter()
     assert meter.power_mw is None
     meter.see(0.0, 10.0)
     assert meter.power_mw is None
-    meter.see(30.0, 10.1)
+    meter.see(9.0, 10.03)
+    assert meter.power_mw is None, "two looks too close to each other tell nothing"
+    meter.see(18.0, 10.06)
     assert meter.power_mw == 300_000
-    meter.see(30.0 + 0.9 * 600, 11.0)
-    assert meter.power_mw == 570_000
-    meter.see(30.0 + 0.9 * 600 + 60, 11.1)
-    assert meter.power_mw == 600_000
-    meter.see(5000.0, 60.0)
+    meter.see(18.0 + 60 * 0.5, 10.56)
+    assert meter.power_mw == 60_000
+    meter.see(500.0, 20.0)
     assert meter.power_mw is None, "long ago says nothing of now"

@@ -97,7 +97,7 @@ def test_only_what_has_changed_is_an_event() -> None:
     assert gpus(10.2) == []
     assert cpus(10.2) == []
     device.energy_j = 110.0
-    assert gpus(10.3) == [{"gpu_id": 0, "power_mw": 366_667}]
+    assert gpus(10.3) == [{"gpu_id": 0, "power_mw": 100_000}]
     assert cpus(10.3) == [{"cpu_id": 0, "cpu_mw": 0, "dram_mw": 0}]
 
 
