@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any
 
 import httpx
+from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from script import Request, Script
 from shape import shape
@@ -17,29 +18,53 @@ WITHIN_S = 60.0
 Moved = dict[str, float]
 
 
-def perform(script: Script, url: str) -> dict[str, Any]:
-    """Every reply, the order in which they ended where that was asked, and by how much the engine's counters moved."""
-    return asyncio.run(_perform(script, url))
+class Player:
+    """Plays scripts on one engine that nobody else uses."""
+
+    def __init__(self, url: str, every_s: float = 0.05) -> None:
+        """`every_s`: how often the engine is asked whether it has come to rest."""
+        self._url, self._every_s = url, every_s
+        self._moved: Moved | None = None  # where its counters stood after the last script
+
+    def play(self, script: Script) -> dict[str, Any]:
+        """Every reply (or kind of reply to a burst), the order of the ends of what piled up, how far counters moved."""
+        return asyncio.run(self._play(script))
+
+    async def _play(self, script: Script) -> dict[str, Any]:
+        async with httpx.AsyncClient(base_url=self._url, timeout=WITHIN_S, verify=False) as client:
+            before = self._moved or await _settled(client, self._every_s)
+            ended: list[int] = []
+            tasks: list[asyncio.Task[dict[str, Any]]] = []
+            for n, request in enumerate(script.requests):
+                tasks.append(asyncio.create_task(_reply(client, request)))
+                tasks[-1].add_done_callback(lambda _, n=n: ended.append(n))
+                if script.sent != "at once":
+                    await (_arrived(client, tasks) if script.sent == "pile up" else tasks[-1])
+            replies = [await task for task in tasks]
+            after = self._moved = await _settled(client, self._every_s)
+        left_open = _left_open(script)
+        moved = {name: value - before.get(name, 0) for name, value in sorted(after.items())}
+        told = {name: by for name, by in moved.items() if by and not any(word in name for word in left_open)}
+        if script.sent == "at once":
+            return {"replies": _kinds(replies), "moved": told}
+        return {"replies": replies, "moved": told, **({"order": ended} if script.sent == "pile up" else {})}
+
+    def metrics(self) -> str:
+        return httpx.get(f"{self._url}/metrics").text
+
+    def families(self) -> dict[str, Any]:
+        """The engine's metrics: type, label names, and a histogram's bounds."""
+        return families(self.metrics())
+
+    def exported(self) -> frozenset[str]:
+        """The names of all samples, without the counters' and histograms' dates of creation."""
+        return frozenset(sample.name for family in _families(self.metrics()) for sample in family.samples)
 
 
-async def _perform(script: Script, url: str) -> dict[str, Any]:
-    async with httpx.AsyncClient(base_url=url, timeout=WITHIN_S) as client:
-        before = await settled(client)
-        ended: list[int] = []
-        tasks: list[asyncio.Task[dict[str, Any]]] = []
-        for n, request in enumerate(script.requests):
-            tasks.append(asyncio.create_task(_reply(client, request)))
-            tasks[-1].add_done_callback(lambda _, n=n: ended.append(n))
-            if script.at_once:
-                await _arrived(client, tasks)
-            else:
-                await tasks[-1]
-        replies = [await task for task in tasks]
-        after = await settled(client)
-    after = {name: value for name, value in after.items() if not any(word in name for word in _left_open(script))}
-    moved = {name: round(after[name] - before.get(name, 0), 6) for name in after if after[name] != before.get(name, 0)}
-    told: dict[str, Any] = {"replies": replies, "moved": dict(sorted(moved.items()))}
-    return told | ({"order": ended} if script.at_once else {})
+def _kinds(replies: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The different replies to a burst. A stream that comes late in it is refused before it begins, as any other."""
+    kinds = {json.dumps(reply, sort_keys=True): reply for reply in replies if reply["status"] == 200}
+    return [kinds[key] for key in sorted(kinds)]
 
 
 def _left_open(script: Script) -> list[str]:
@@ -47,7 +72,9 @@ def _left_open(script: Script) -> list[str]:
     words: list[str] = []
     if not all(request.exact for request in script.requests):  # its tokenizer decides
         words += ["prompt", "prefix", "prefill", "iteration_tokens_total_sum"]
-    if script.at_once or not all(request.single for request in script.requests):  # which step one joins is chance
+    if script.sent != "in turn" or not all(
+        request.single for request in script.requests
+    ):  # which step one joins is chance
         words += ["iteration_tokens_total_count"]
     if any(request.read is not None for request in script.requests):  # how far it came is chance
         words += ["generation_tokens", "iteration_tokens", "inter_token"]
@@ -59,7 +86,7 @@ async def _arrived(client: httpx.AsyncClient, tasks: list[asyncio.Task[dict[str,
     deadline = time.monotonic() + WITHIN_S
     while not tasks[-1].done():
         present = sum(1 for task in tasks if not task.done())
-        seen = await gauges(client)
+        seen = await _gauges(client)
         if sum(seen.values()) >= present:
             return
         assert time.monotonic() < deadline, f"{present} requests are open, the engine says {seen}"
@@ -136,39 +163,41 @@ def _uncounted(frame: dict[str, Any]) -> dict[str, Any]:
 # The engine's metrics ------------------------------------------------------------------------------------------------
 
 
-async def gauges(client: httpx.AsyncClient) -> dict[str, float]:
+async def _gauges(client: httpx.AsyncClient) -> dict[str, float]:
     """How many requests run and how many wait."""
     wanted = {"vllm:num_requests_running": "running", "vllm:num_requests_waiting": "waiting"}
     found = dict.fromkeys(wanted.values(), 0.0)
-    for family in text_string_to_metric_families((await client.get("/metrics")).text):
+    for family in _families((await client.get("/metrics")).text):
         for sample in family.samples:
             if sample.name in wanted:
                 found[wanted[sample.name]] += sample.value
     return found
 
 
-async def settled(client: httpx.AsyncClient) -> Moved:
+async def _settled(client: httpx.AsyncClient, every_s: float) -> Moved:
     """The engine's counters, once it is idle and they have stopped to move."""
     deadline, last = time.monotonic() + WITHIN_S, {"": -1.0}
     while True:
-        now = counters((await client.get("/metrics")).text)
-        if now == last and not any((await gauges(client)).values()):
+        now = _counters((await client.get("/metrics")).text)
+        if now == last and not any((await _gauges(client)).values()):
             return now
         assert time.monotonic() < deadline, "the engine does not come to rest"
         last = now
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(every_s)
 
 
-def counters(text: str) -> Moved:
+def _families(text: str) -> list[Metric]:
+    return [family for family in text_string_to_metric_families(text) if family.name.startswith("vllm:")]
+
+
+def _counters(text: str) -> Moved:
     """What only grows and does not depend on time: counters, numbers of observations, and sums of tokens."""
     found: Moved = {}
-    for family in text_string_to_metric_families(text):
-        if not family.name.startswith("vllm:"):
-            continue
+    for family in _families(text):
         for sample in family.samples:
             suffix = sample.name.removeprefix(family.name)
             whole = family.type == "histogram" and (
-                suffix == "_count" or suffix == "_sum" and "seconds" not in family.name
+                suffix == "_count" or (suffix == "_sum" and "seconds" not in family.name)
             )
             if suffix == "_total" or whole:
                 labels = {k: v for k, v in sample.labels.items() if k not in ("engine", "model_name")}
@@ -180,10 +209,9 @@ def counters(text: str) -> Moved:
 def families(text: str) -> dict[str, Mapping[str, Any]]:
     """The metrics of an engine: type, label names, and a histogram's bounds."""
     told: dict[str, Mapping[str, Any]] = {}
-    for family in text_string_to_metric_families(text):
-        if family.name.startswith("vllm:"):
-            samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
-            labels = sorted({label for sample in samples for label in sample.labels} - {"le"})
-            bounds = {"bounds": list(dict.fromkeys(s.labels["le"] for s in samples if "le" in s.labels))}
-            told[family.name] = {"type": family.type, "labels": labels, **(bounds if bounds["bounds"] else {})}
+    for family in _families(text):
+        samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+        labels = sorted({label for sample in samples for label in sample.labels} - {"le"})
+        bounds = list(dict.fromkeys(sample.labels["le"] for sample in samples if "le" in sample.labels))
+        told[family.name] = {"type": family.type, "labels": labels, **({"bounds": bounds} if bounds else {})}
     return dict(sorted(told.items()))

@@ -3,6 +3,8 @@
 vLLM cannot read this GGUF's quantisation on a CPU, so the weights are unpacked to bfloat16 (270 MB).
 """
 
+# pyright: reportMissingImports=false
+
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory

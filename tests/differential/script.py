@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 MODEL = "smol"
@@ -38,15 +38,17 @@ class Request:
 
 @dataclass(frozen=True)
 class Script:
-    """Requests sent one after another, or each when the one before is seen to run or wait (`at_once`).
+    """Requests sent `in turn`, each after the answer to the one before; or so that they `pile up`, each once the one
+    before is seen to run or wait; or `at once`.
 
-    `differs` says why an emulator rightly answers otherwise than a model: then only the status is compared.
+
+    With `not_emulated` the emulator refuses, and says so, what a model would do.
     """
 
     name: str
     requests: Sequence[Request]
-    at_once: bool = False
-    differs: str = ""
+    sent: Literal["in turn", "pile up", "at once"] = "in turn"
+    not_emulated: bool = False
 
 
 def ids(seed: int, count: int) -> list[int]:
@@ -64,8 +66,8 @@ def text(prompt: Any, read: int | None = None, **body: Any) -> Request:
     return Request(TEXT, {**asked, **body}, read=read)
 
 
-def one(name: str, request: Request, differs: str = "") -> Script:
-    return Script(name, [request], differs=differs)
+def one(name: str, request: Request, **how: Any) -> Script:
+    return Script(name, [request], **how)
 
 
 def get(path: str) -> Request:
@@ -94,11 +96,11 @@ ANSWERS = [
     one("chat, streamed with usage in every frame", chat(**CONTINUOUS)),
     one("chat, streamed, one token", chat(**USAGE, max_tokens=1)),
     one("chat, streamed, two choices", chat(**USAGE, n=2, temperature=0.8, seed=1)),
-    one("chat, token ids returned", chat(return_token_ids=True), "fields that the emulator does not have"),
+    one("chat, token ids returned", chat(return_token_ids=True)),
     one("chat, request id", Request(CHAT, chat().body, headers={"x-request-id": "own-id-1"})),
     one("chat, tools without a parser", chat(tools=[TOOL])),
     one("chat, tool choice none", chat(tools=[TOOL], tool_choice="none")),
-    one("chat, logprobs", chat(logprobs=True, top_logprobs=2), "filler text has no probabilities"),
+    one("chat, logprobs", chat(logprobs=True, top_logprobs=2), not_emulated=True),
     one("text, ids", text(ids(1, 10))),
     one("text, words", text("How many joules is that")),
     one("text, two prompts", text([ids(2, 10), ids(3, 20)])),
@@ -110,7 +112,7 @@ ANSWERS = [
     one("text, echo", text(ids(10, 10), echo=True)),
     one("text, default length", Request(TEXT, {"model": MODEL, "prompt": ids(11, 10), "ignore_eos": True})),
     one("text, fills the context", text(ids(12, MAX_MODEL_LEN - 8), max_tokens=8)),
-    one("text, request metrics", text(ids(13, 10), return_token_ids=True), "fields that the emulator does not have"),
+    one("text, token ids returned", text(ids(13, 10), return_token_ids=True)),
     one("tokenize words", Request("/tokenize", {"model": MODEL, "prompt": "How many joules"})),
     one("tokenize a chat", Request("/tokenize", {"model": MODEL, "messages": [{"role": "user", "content": "a"}]})),
     one("detokenize", Request("/detokenize", {"model": MODEL, "tokens": ids(14, 5)})),
@@ -162,6 +164,7 @@ REFUSALS = [
     one("priority under fcfs", chat(priority=1)),
     one("too many logprobs", chat(logprobs=True, top_logprobs=1000)),
     one("wrong method", get(CHAT)),
+    one("embeddings of a model that has none", Request("/v1/embeddings", {"model": MODEL, "input": "a"})),
     one("no such path", Request("/v1/nothing", {})),
 ]
 
@@ -187,11 +190,11 @@ def busy(seed: int, tokens: int, **more: Any) -> Request:
 
 # With one sequence at a time, at most four requests, and priority scheduling.
 QUEUED = [
-    Script("in the order of arrival", [busy(70, 120), *(busy(70 + n, 4) for n in (1, 2, 3))], at_once=True),
+    Script("in the order of arrival", [busy(70, 120), *(busy(70 + n, 4) for n in (1, 2, 3))], sent="pile up"),
     Script(
         "in the order of priority",
         [busy(80, 120), *(busy(80 + n, 4, priority=priority) for n, priority in enumerate((5, 1, 3), 1))],
-        at_once=True,
+        sent="pile up",
     ),
     Script(
         "one more than may wait",
@@ -203,8 +206,9 @@ QUEUED = [
             chat(),
             chat(stream=True),
         ],
-        at_once=True,
+        sent="pile up",
     ),
+    Script("a burst of streams", [busy(100 + n, 8, stream=True) for n in range(12)], sent="at once"),
     Script("more choices than may wait", [busy(96, 4, n=5, temperature=0.8)]),
     Script("not a priority", [text(ids(97, 5), priority="high")]),
 ]
