@@ -14,8 +14,8 @@ from pathlib import Path
 
 from perform import Player
 from recording import save
-from script import MODEL, SCRIPTS
-from servers import GROUPS, MOST_REQUESTS, OFFLINE, vllm
+from script import SCRIPTS
+from servers import GROUPS, MODEL, MOST_REQUESTS, OFFLINE, vllm
 
 from proxy.engines import model
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from servers import BLOCK, MAX_MODEL_LEN, MODEL
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-MODEL = "smol"
-MAX_MODEL_LEN, BLOCK = 2048, 32  # tokens
 NONCE = random.randrange(10_000)  # an engine that played the scripts before must not know the prompts
 
 

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from script import BLOCK, MAX_MODEL_LEN, MODEL
 
+MODEL = "smol"
+MAX_MODEL_LEN, BLOCK = 2048, 32  # tokens
 READY_S = 300.0
 MOST_REQUESTS = 16  # that run or wait
 # The same words mean the same to both engines.
