@@ -1,0 +1,250 @@
+"""The step machine in real time: its clock, its timer, and the way from its events to whoever waits for tokens."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from emulator.core.machine import Machine
+from emulator.core.request import Event, Preempted, Request, Started, Tokens
+from emulator.server.filler import Answer
+from emulator.server.metrics import EngineMetrics, Life
+from emulator.server.refusal import too_busy
+from emulator.server.slow import SlowDevice
+
+
+class Feed:
+    """Wakes one waiting exchange when there is news for it."""
+
+    __slots__ = ("_news", "_waiter")
+
+    def __init__(self) -> None:
+        self._news = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        self._news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def news(self) -> None:
+        """Until something is new since the last call."""
+        if not self._news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._news = False
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One answer in the making. `produced` tokens are there; `done` when there will be no more of them."""
+
+    id: str
+    prompt: list[int]
+    answer: Answer
+    feed: Feed
+    limit: int  # of its answer's tokens
+    priority: int = 0
+    salt: str | None = None
+    life: Life = field(init=False)
+    produced: int = 0
+    cached_tokens: int = 0
+    done: bool = False
+
+
+class EngineShell:
+    """One emulated engine that runs as time does.
+
+    `devices` are its cards, wrapped so that they can be slowed down; `clock` gives seconds and never goes back.
+    """
+
+    def __init__(
+        self,
+        machine: Machine,
+        devices: Iterable[SlowDevice],
+        metrics: EngineMetrics,
+        max_num_queued_reqs: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.machine, self.metrics = machine, metrics
+        self._devices = list(devices)
+        self._most = max_num_queued_reqs
+        self._clock = clock
+        self._origin = self._clock()  # when the machine's time was 0, stalls left out
+        self._stall_end = self._slow_end = self._seen = self._origin
+        self._sequences: dict[str, Sequence] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self.failed: Exception | None = None
+
+    # What exchanges ask of it -----------------------------------------------------------------------------------------
+
+    def check_admission(self, sequences: int) -> None:
+        """Raise Refusal where so many more would be too many, as `max_num_queued_reqs` counts: waiting and running."""
+        if self._most is not None and len(self._sequences) + sequences > self._most:
+            self.metrics.rejections += 1
+            raise too_busy()
+
+    def submit(self, sequence: Sequence) -> None:
+        """Put a sequence into the engine's queue. Raises Refusal when it is full."""
+        self.check_admission(1)
+        self.catch_up()
+        at = self._now()
+        sequence.life = Life(self._real(at), len(sequence.prompt), sequence.limit)
+        self._sequences[sequence.id] = sequence
+        self.machine.submit(
+            Request(
+                id=sequence.id,
+                prompt=sequence.prompt,
+                max_tokens=sequence.answer.tokens,
+                priority=sequence.priority,
+                cache_salt=sequence.salt,
+                output_ids=sequence.answer.token_ids(),
+            ),
+            at,
+        )
+        self._arm()
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Nobody waits for it any more; one that is done, or never was submitted, is left alone."""
+        if self._sequences.pop(sequence.id, None) is not None:
+            self.catch_up()
+            self.machine.cancel(sequence.id, self._now())
+            self._arm()
+
+    @property
+    def max_num_seqs(self) -> int:
+        return self.machine.settings.max_num_seqs
+
+    @property
+    def max_num_active_reqs(self) -> int:
+        """How many requests may be in the batch from the next step on; those that are in it stay."""
+        return self.machine.scheduler.max_active_seqs
+
+    @max_num_active_reqs.setter
+    def max_num_active_reqs(self, most: int | None) -> None:
+        self.catch_up()
+        self.machine.scheduler.max_active_seqs = self.max_num_seqs if most is None else most
+        self._arm()
+
+    # Time -------------------------------------------------------------------------------------------------------------
+
+    def catch_up(self) -> None:
+        """Run the machine to the present. Whoever reads a counter or sets a limit calls it first."""
+        now = self._clock()
+        if self._seen < self._stall_end:
+            idle_s = min(now, self._stall_end) - self._seen
+            for device in self._devices:
+                device.rest(idle_s)
+            self._origin += idle_s
+        if self._slow_end <= now:
+            self._set_pace(1.0)
+        self._seen = now
+        self._run(now - self._origin)
+
+    def _run(self, until: float) -> None:
+        """Step by step, so that every token has its own time, also where we are late."""
+        last = -math.inf
+        while (due := self.machine.next_at()) is not None and due < until:
+            # At the end of a step the next one is not begun yet: a moment later it is.
+            self._take(self.machine.advance(due if due > last else math.nextafter(due, math.inf)))
+            last = due
+        self._take(self.machine.advance(until))
+
+    def stop(self) -> None:
+        """No more steps."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _now(self) -> float:
+        """The machine's time."""
+        return self._seen - self._origin
+
+    def _real(self, at: float) -> float:
+        return at + self._origin
+
+    def _arm(self) -> None:
+        """Wake up when the machine has its next news."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due = self.machine.next_at()
+        if due is not None:
+            wait_s = self._real(due) + max(0.0, self._stall_end - self._seen) - self._clock()
+            # uvloop counts whole milliseconds; rather late than early and again.
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, wait_s) + 0.0005, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        try:
+            self.catch_up()
+            self._arm()
+        except Exception as error:  # an engine that fails says so to everybody who waits for it
+            self.failed = error
+            for sequence in self._sequences.values():
+                sequence.feed.wake()
+            raise
+
+    def _take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            sequence = self._sequences.get(event.request_id)
+            if sequence is None:
+                continue
+            life = sequence.life
+            if isinstance(event, Tokens):
+                sequence.produced += event.count
+                at = self._real(event.at)
+                between = event.count
+                if life.first is None:
+                    life.first = life.last = at
+                    self.metrics.first_token(life, at)
+                    between -= 1
+                if between:
+                    self.metrics.between_tokens_s.observe((at - life.last) / between, between)
+                life.last = at
+                life.output_tokens = sequence.produced
+                sequence.feed.wake()
+            elif isinstance(event, Started):
+                if life.scheduled is None:
+                    life.scheduled = self._real(event.at)
+                    life.cached_tokens = sequence.cached_tokens = event.cached_tokens
+            elif isinstance(event, Preempted):
+                life.preemptions += 1
+            else:
+                sequence.done = True
+                del self._sequences[sequence.id]
+                self.metrics.finished(life, sequence.answer.finish_reason, self._real(event.at))
+                sequence.feed.wake()
+
+    # Faults -----------------------------------------------------------------------------------------------------------
+
+    def stall(self, seconds: float) -> None:
+        """Compute nothing for so long; 0 ends a stall. The cards idle meanwhile."""
+        self.catch_up()
+        self._stall_end = self._seen + seconds
+        self._arm()
+
+    def slow(self, factor: float, seconds: float) -> None:
+        """Take `factor` times as long for each step for so long."""
+        self.catch_up()
+        self._slow_end = self._seen + seconds
+        self._set_pace(factor if seconds else 1.0)
+
+    def stalled_s(self) -> float:
+        return max(0.0, self._stall_end - self._clock())
+
+    def slowed(self) -> tuple[float, float]:
+        """The factor, and for how many seconds yet."""
+        left_s = max(0.0, self._slow_end - self._clock())
+        return (self._devices[0].factor if self._devices and left_s else 1.0), left_s
+
+    def reset_metrics(self) -> None:
+        self.catch_up()
+        self.metrics.reset()
+
+    def _set_pace(self, factor: float) -> None:
+        for device in self._devices:
+            device.factor = factor
