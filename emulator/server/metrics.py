@@ -81,6 +81,7 @@ class Life:
     """The times of one sequence, in seconds of the engine's clock, and what it was made of."""
 
     arrived: float
+    queued: float  # when the engine had it
     prompt_tokens: int
     max_tokens: int
     cached_tokens: int = 0
@@ -133,11 +134,11 @@ class EngineMetrics(Collector):
     def finished(self, life: Life, reason: str, at: float) -> None:
         """A sequence that ended by itself."""
         self.finishes[reason] += 1
-        scheduled = life.arrived if life.scheduled is None else life.scheduled
+        scheduled = life.queued if life.scheduled is None else life.scheduled
         first = scheduled if life.first is None else life.first
         decode_s = life.last - first
         self.whole_s.observe(at - life.arrived)
-        self.queued_s.observe(scheduled - life.arrived)
+        self.queued_s.observe(scheduled - life.queued)
         self.prefill_s.observe(first - scheduled)
         self.inference_s.observe(life.last - scheduled)
         self.decode_s.observe(decode_s)

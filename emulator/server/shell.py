@@ -59,7 +59,9 @@ class Sequence:
 class EngineShell:
     """One emulated engine that runs as time does.
 
-    `devices` are its cards, wrapped so that they can be slowed down; `clock` gives seconds and never goes back.
+    `devices` are its cards, wrapped so that they can be slowed down; `clock` gives seconds and never goes back. A
+    request reaches the engine `request_s` after it came, and `prompt_token_s` more for each token of its prompt: what
+    vLLM's own HTTP server takes, which is slower than this one.
     """
 
     def __init__(
@@ -68,11 +70,14 @@ class EngineShell:
         devices: Iterable[SlowDevice],
         metrics: EngineMetrics,
         max_num_queued_reqs: int | None = None,
+        request_s: float = 0.0,
+        prompt_token_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.machine, self.metrics = machine, metrics
         self._devices = list(devices)
         self._most = max_num_queued_reqs
+        self._request_s, self._prompt_token_s = request_s, prompt_token_s
         self._clock = clock
         self._origin = self._clock()  # when the machine's time was 0, stalls left out
         self._stall_end = self._slow_end = self._seen = self._origin
@@ -84,16 +89,22 @@ class EngineShell:
 
     def check_admission(self, sequences: int) -> None:
         """Raise Refusal where so many more would be too many, as `max_num_queued_reqs` counts: waiting and running."""
-        if self._most is not None and len(self._sequences) + sequences > self._most:
+        if self._most is not None and self.unfinished + sequences > self._most:
             self.metrics.rejections += 1
             raise too_busy()
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that run, wait, or are on their way to the engine."""
+        return len(self._sequences)
 
     def submit(self, sequence: Sequence) -> None:
         """Put a sequence into the engine's queue. Raises Refusal when it is full."""
         self.check_admission(1)
         self.catch_up()
-        at = self._now()
-        sequence.life = Life(self._real(at), len(sequence.prompt), sequence.limit)
+        tokens = len(sequence.prompt)
+        at = self._now() + self._request_s + self._prompt_token_s * tokens
+        sequence.life = Life(self._real(self._now()), self._real(at), tokens, sequence.limit)
         self._sequences[sequence.id] = sequence
         self.machine.submit(
             Request(

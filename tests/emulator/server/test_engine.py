@@ -144,13 +144,15 @@ async def test_a_lower_priority_number_goes_first(make_emulated: Callable[..., A
     order: list[int] = []
 
     async def one(priority: int) -> None:
-        await emulated.complete(str(priority), max_tokens=20, priority=priority)
+        await emulated.complete(str(priority), max_tokens=5, priority=priority)
         order.append(priority)
 
-    first = asyncio.create_task(one(-9))
-    await emulated.until(lambda: emulated.machine.scheduler.running)
-    await asyncio.gather(first, one(5), one(1), one(3))
-    assert order == [-9, 1, 3, 5]
+    emulated.engine.stall(60)
+    waiting = [asyncio.create_task(one(priority)) for priority in (5, 1, 3)]
+    await emulated.until(lambda: emulated.engine.unfinished == 3)
+    emulated.engine.stall(0)
+    await asyncio.gather(*waiting)
+    assert order == [1, 3, 5]
 
 
 async def test_the_counter_goes_on_between_and_during_steps(emulated: Any) -> None:
