@@ -41,7 +41,8 @@ class Step:
 
 class Scheduler:
     """Queues, budget and blocks. Counters have vLLM's meaning; `iteration_tokens` counts steps by the tokens that
-    they finished (steps that finish none are not among them, as in vllm:iteration_tokens_total)."""
+    they finished, without those found in the cache (steps that finish none are not among them, as in
+    vllm:iteration_tokens_total)."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
@@ -114,7 +115,7 @@ class Scheduler:
 
     def complete(self, step: Step) -> tuple[list[Sequence], list[Sequence]]:
         """Go through a step with chunks. Returns those that got their first token, and those that have all."""
-        finished, prompts, generated = self._tick(1), 0, step.decodes
+        finished, prompts, computed, generated = self._tick(1), 0, 0, step.decodes
         first = []
         for sequence, start, tokens in step.chunks:
             sequence.computed = start + tokens
@@ -125,13 +126,14 @@ class Scheduler:
             generated += 1
             if not sequence.generated:
                 prompts += sequence.prompt_tokens
+                computed += sequence.prompt_tokens - (sequence.cached or 0)
                 first.append(sequence)
             if not self._join(sequence):
                 finished.append(sequence)
         self.prompt_tokens += prompts
         self.generation_tokens += generated - step.decodes
         if generated:
-            self.iteration_tokens[prompts + generated] += 1
+            self.iteration_tokens[computed + generated] += 1
         return first, finished
 
     def _tick(self, steps: int) -> list[Sequence]:
@@ -219,7 +221,10 @@ class Scheduler:
                 if chunk:
                     wanted = self._more_blocks(*chunk)
                 else:
-                    wanted = sequence.state is State.DECODING and not sequence.in_cache(self.clock) % self.settings.block_size
+                    wanted = (
+                        sequence.state is State.DECODING
+                        and not sequence.in_cache(self.clock) % self.settings.block_size
+                    )
                 if wanted <= self.cache.free:
                     if chunk:
                         self._compute(step, *chunk)
