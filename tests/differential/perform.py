@@ -35,18 +35,20 @@ class Player:
             before = self._moved or await _settled(client, self._every_s)
             ended: list[int] = []
             tasks: list[asyncio.Task[dict[str, Any]]] = []
+            all_there = asyncio.Event()
             for n, request in enumerate(script.requests):
-                tasks.append(asyncio.create_task(_reply(client, request)))
+                tasks.append(asyncio.create_task(_reply(client, request, all_there)))
                 tasks[-1].add_done_callback(lambda _, n=n: ended.append(n))
                 if script.sent != "at once":
                     await (_arrived(client, tasks) if script.sent == "pile up" else tasks[-1])
+            all_there.set()
             replies = [await task for task in tasks]
             after = self._moved = await _settled(client, self._every_s)
         left_open = _left_open(script)
         moved = {name: value - before.get(name, 0) for name, value in sorted(after.items())}
         told = {name: by for name, by in moved.items() if by and not any(word in name for word in left_open)}
         if script.sent == "at once":
-            return {"replies": _kinds(replies), "moved": told}
+            return {"kinds": _kinds(replies), "moved": told}
         return {"replies": replies, "moved": told, **({"order": ended} if script.sent == "pile up" else {})}
 
     def metrics(self) -> str:
@@ -62,7 +64,7 @@ class Player:
 
 
 def _kinds(replies: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The different replies to a burst. A stream that comes late in it is refused before it begins, as any other."""
+    """The different replies to a burst, but for refusals before a stream began: those are as any other's."""
     kinds = {json.dumps(reply, sort_keys=True): reply for reply in replies if reply["status"] == 200}
     return [kinds[key] for key in sorted(kinds)]
 
@@ -76,7 +78,7 @@ def _left_open(script: Script) -> list[str]:
         request.single for request in script.requests
     ):  # which step one joins is chance
         words += ["iteration_tokens_total_count"]
-    if any(request.read is not None for request in script.requests):  # how far it came is chance
+    if any(request.held or request.read is not None for request in script.requests):  # how far it came is chance
         words += ["generation_tokens", "iteration_tokens", "inter_token"]
     return words
 
@@ -93,7 +95,7 @@ async def _arrived(client: httpx.AsyncClient, tasks: list[asyncio.Task[dict[str,
         await asyncio.sleep(0.02)
 
 
-async def _reply(client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
+async def _reply(client: httpx.AsyncClient, request: Request, all_there: asyncio.Event) -> dict[str, Any]:
     content = request.body if isinstance(request.body, bytes) else None
     body = None if content is not None or request.body is None else request.body
     headers = dict(request.headers)
@@ -103,7 +105,7 @@ async def _reply(client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
         if more := sorted(set(reply.headers) - PLAIN_HEADERS):
             said["headers"] = more
         if kind.startswith("text/event-stream"):
-            return said | {"frames": _shapes(await _frames(reply, request.read), request)}
+            return said | {"frames": _shapes(await _frames(reply, request, all_there), request)}
         await reply.aread()
     if not reply.content:
         return said | {"body": ""}
@@ -116,15 +118,15 @@ async def _reply(client: httpx.AsyncClient, request: Request) -> dict[str, Any]:
     return said | {"body": shape(found, request.exact)}
 
 
-async def _frames(reply: httpx.Response, read: int | None) -> list[Any]:
+async def _frames(reply: httpx.Response, request: Request, all_there: asyncio.Event) -> list[Any]:
     """The JSON of each frame, or its text; what is no `data:` line is kept as text too."""
     text = ""
     async for part in reply.aiter_text():
         text += part
-        if read is not None and text.count("\n\n") >= read:
+        if (request.read is not None and text.count("\n\n") >= request.read) or (request.held and all_there.is_set()):
             break
     out: list[Any] = []
-    for frame in text.removesuffix("\n\n").split("\n\n")[:read]:
+    for frame in text.removesuffix("\n\n").split("\n\n")[: request.read]:
         try:
             out.append(json.loads(frame.removeprefix("data: ")))
         except ValueError:

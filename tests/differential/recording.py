@@ -19,11 +19,12 @@ def save(group: str, told: Mapping[str, Any]) -> None:
 
 
 def _entry(entry: Mapping[str, Any]) -> str:
-    if "replies" not in entry:
+    several = next((name for name in ("replies", "kinds") if name in entry), None)
+    if several is None:
         return _line(entry)
-    replies = ",\n  ".join(_line(reply) for reply in entry["replies"])
-    rest = "".join(f', "{name}": {_line(value)}' for name, value in entry.items() if name != "replies")
-    return f'{{"replies": [\n  {replies}]{rest}}}'
+    replies = ",\n  ".join(_line(reply) for reply in entry[several])
+    rest = "".join(f', "{name}": {_line(value)}' for name, value in entry.items() if name != several)
+    return f'{{"{several}": [\n  {replies}]{rest}}}'
 
 
 def _line(value: Any) -> str:

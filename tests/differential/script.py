@@ -14,13 +14,15 @@ NONCE = random.randrange(10_000)  # an engine that played the scripts before mus
 
 @dataclass(frozen=True)
 class Request:
-    """One HTTP request. `read` ends it after so many frames of its stream; null reads all of it."""
+    """One HTTP request. With `read` the client leaves its stream after so many frames; with `held`, once all requests
+    of its script have arrived."""
 
     path: str
     body: Mapping[str, Any] | bytes | None = None
     method: str = "POST"
     headers: Mapping[str, str] = field(default_factory=dict)
     read: int | None = None
+    held: bool = False
 
     @property
     def exact(self) -> bool:
@@ -96,7 +98,7 @@ ANSWERS = [
     one("chat, streamed with usage in every frame", chat(**CONTINUOUS)),
     one("chat, streamed, one token", chat(**USAGE, max_tokens=1)),
     one("chat, streamed, two choices", chat(**USAGE, n=2, temperature=0.8, seed=1)),
-    one("chat, token ids returned", chat(return_token_ids=True)),
+    one("chat, token ids returned", chat(return_token_ids=True), not_emulated=True),
     one("chat, request id", Request(CHAT, chat().body, headers={"x-request-id": "own-id-1"})),
     one("chat, tools without a parser", chat(tools=[TOOL])),
     one("chat, tool choice none", chat(tools=[TOOL], tool_choice="none")),
@@ -112,7 +114,7 @@ ANSWERS = [
     one("text, echo", text(ids(10, 10), echo=True)),
     one("text, default length", Request(TEXT, {"model": MODEL, "prompt": ids(11, 10), "ignore_eos": True})),
     one("text, fills the context", text(ids(12, MAX_MODEL_LEN - 8), max_tokens=8)),
-    one("text, token ids returned", text(ids(13, 10), return_token_ids=True)),
+    one("text, token ids returned", text(ids(13, 10), return_token_ids=True), not_emulated=True),
     one("tokenize words", Request("/tokenize", {"model": MODEL, "prompt": "How many joules"})),
     one("tokenize a chat", Request("/tokenize", {"model": MODEL, "messages": [{"role": "user", "content": "a"}]})),
     one("detokenize", Request("/detokenize", {"model": MODEL, "tokens": ids(14, 5)})),
@@ -134,7 +136,9 @@ REFUSALS = [
     one("no prompt", Request(TEXT, {"model": MODEL, "max_tokens": 1})),
     one("empty prompt", text("")),
     one("empty prompt of ids", text([])),
-    one("an id outside the vocabulary", text([1_000_000_000])),
+    one("an id outside the vocabulary", text([2**40])),
+    one("an id outside the vocabulary, streamed", text([2**40], stream=True)),
+    one("empty prompt of ids, streamed", text([], stream=True)),
     one("a negative id", text([-1])),
     one("too long", text(ids(21, MAX_MODEL_LEN + 1))),
     one("as long as the context", text(ids(22, MAX_MODEL_LEN))),
@@ -184,32 +188,32 @@ CANCELLED = [
 ]
 
 
-def busy(seed: int, tokens: int, **more: Any) -> Request:
-    return text(ids(seed, 16), max_tokens=tokens, **more)
+def held(seed: int) -> Request:
+    """What an engine of one sequence is busy with until everybody else is there."""
+    return Request(TEXT, text(ids(seed, 16), max_tokens=1900, stream=True).body, held=True)
 
 
 # With one sequence at a time, at most four requests, and priority scheduling.
 QUEUED = [
-    Script("in the order of arrival", [busy(70, 120), *(busy(70 + n, 4) for n in (1, 2, 3))], sent="pile up"),
+    Script("in the order of arrival", [held(70), *(text(ids(70 + n, 16)) for n in (1, 2, 3))], sent="pile up"),
     Script(
         "in the order of priority",
-        [busy(80, 120), *(busy(80 + n, 4, priority=priority) for n, priority in enumerate((5, 1, 3), 1))],
+        [held(80), *(text(ids(80 + n, 16), priority=priority) for n, priority in enumerate((5, 1, 3), 1))],
         sent="pile up",
     ),
     Script(
         "one more than may wait",
         [
-            busy(90, 120),
-            *(busy(90 + n, 4) for n in (1, 2, 3)),
-            busy(94, 4),
-            busy(95, 4, stream=True),
-            chat(),
-            chat(stream=True),
+            held(90),
+            *(text(ids(90 + n, 16)) for n in (1, 2, 3)),
+            *(text(ids(94, 16)), text(ids(95, 16), stream=True), chat(), chat(stream=True)),
         ],
         sent="pile up",
     ),
-    Script("a burst of streams", [busy(100 + n, 8, stream=True) for n in range(12)], sent="at once"),
-    Script("more choices than may wait", [busy(96, 4, n=5, temperature=0.8)]),
+    Script(
+        "a burst of streams", [text(ids(100 + n, 16), max_tokens=8, stream=True) for n in range(12)], sent="at once"
+    ),
+    Script("more choices than may wait", [text(ids(96, 16), n=5, temperature=0.8)]),
     Script("not a priority", [text(ids(97, 5), priority="high")]),
 ]
 

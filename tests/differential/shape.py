@@ -4,12 +4,14 @@ A shape is JSON in which every value is its type, but for those whose value is t
 which error, and how many tokens where the prompt was given as token ids.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 CONTRACT = frozenset({"object", "role", "finish_reason", "stop_reason", "index", "code", "type", "param", "model"})
 OUTPUT_TOKENS = frozenset({"completion_tokens", "max_model_len"})
 PROMPT_TOKENS = frozenset({"prompt_tokens", "total_tokens", "cached_tokens", "count"})
+CLASS = re.compile(r"\.[A-Z]\w+")  # pydantic names the branches of a union after vLLM's own classes
 NAMED = "chatcmpl-", "cmpl-", "modelperm-"
 
 
@@ -21,6 +23,8 @@ def shape(value: Any, exact: bool, key: str = "") -> Any:
         shapes = [shape(each, exact) for each in value]
         same = len(shapes) > 1 and all(each == shapes[0] for each in shapes) and not isinstance(value[0], Mapping)
         return [shapes[0], "…"] if same else shapes
+    if key == "param" and isinstance(value, str):
+        return CLASS.sub("", value)
     if value is None or isinstance(value, bool) or key in CONTRACT or key in OUTPUT_TOKENS:
         return value
     if key in PROMPT_TOKENS and exact:
