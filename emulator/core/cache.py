@@ -23,7 +23,7 @@ class Block:
 
 
 class KvCache:
-    """`capacity` blocks. Blocks that are taken are only counted until it is known what is in them (`add`, `release`)."""
+    """`capacity` blocks. Those taken are only counted until it is known what is in them (`add`, `release`)."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity

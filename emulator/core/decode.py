@@ -53,10 +53,9 @@ class Stretch:
         """How many of its steps, at most `most`, have ended by `time`."""
         if self.end(most) <= time:
             return most
-        left = time - self.start
-        if left < self.seconds:
+        if self.end(1) > time:
             return 0
-        slope = self.seconds - self.more * 0.5
+        left, slope = time - self.start, self.seconds - self.more * 0.5
         root = slope + sqrt(max(0.0, slope * slope + 2 * self.more * left))
         steps = min(int(2 * left / root), most) if root > 0 else most
         while self.end(steps) > time:  # the root is right but for rounding

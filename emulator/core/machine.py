@@ -13,7 +13,7 @@ from emulator.core.decode import DecodeCosts, Stretch, shares
 from emulator.core.device import Device
 from emulator.core.frontend import Frontend
 from emulator.core.request import Ended, Event, Finished, Preempted, Refusal, Refused, Request, Started, Tokens
-from emulator.core.scheduler import Scheduler, Step
+from emulator.core.scheduler import Scheduler, Step, chunk_work
 from emulator.core.sequence import Sequence as Running
 from emulator.core.sequence import State
 from emulator.core.settings import EngineSettings
@@ -90,20 +90,21 @@ class Machine:
         heappush(self._cancels, (at, request_id))
 
     def next_at(self) -> float | None:
-        """When something happens next, if nothing else is submitted; None if nothing ever does."""
-        if self._under_way:
-            return self._under_way.end
-        if self.scheduler.running:
+        """When there will be something to tell, if nothing else is submitted; None if never.
+
+        The step that is due begins with this call: what arrives at the very moment must be submitted before.
+        """
+        if not self._under_way:
+            self._begin(self._reached)
+        if self._events:
             return self._reached
-        if self.scheduler.waiting and self.scheduler.max_active_seqs > 0:
-            return self._reached
-        at = self._next_arrival()
+        at = self._under_way.end if self._under_way else self._next_arrival()
         return None if at == inf else at
 
     def advance(self, until: float) -> list[Event]:
         """Go on to `until` and tell what happened. A step that is not over by then is under way.
 
-        Called at each `next_at` this tells of every token; called more rarely, of as many at once as came in between.
+        Called at each `next_at` it tells of every token; called more rarely, of as many at once as came in between.
         """
         while self._turn(until):
             pass
@@ -135,11 +136,22 @@ class Machine:
             return True
         if self._now >= until:
             return False
+        if not self._begin(until):
+            pause = min(until, self._next_arrival())
+            if pause == inf:
+                return False
+            for device in self._devices:
+                device.rest(pause - self._now)
+            self._now = self._reached = pause
+        return True
+
+    def _begin(self, until: float) -> bool:
+        """Begin the step that is due, and if it is one of many alike, go through those that end by `until`; False if
+        there is nothing to do."""
         self._receive()
         step = self.scheduler.schedule()
         if step is None:
-            self._pause(min(until, self._next_arrival()))
-            return True
+            return False
         for sequence in step.preempted:
             self._report(sequence, self._now + self.settings.output_s)
             self._events.append(Preempted(sequence.request.id, self._now))
@@ -158,32 +170,38 @@ class Machine:
         """As many alike steps as end by `until` and begin before anything else comes; or the first of them, begun."""
         stretch = self._stretch
         if step.preempted or not stretch or stretch.done == stretch.steps or stretch.limits != self._costs.limits():
-            stretch = self._stretch = self._costs.stretch(self._now, step.decodes, step.decode_context)
-        first = stretch.done
-        most = first + 1
-        if self.observer is None and not step.preempted:
-            most = first + min(stretch.steps - first, self.scheduler.steady())
-            arrival = self._next_arrival()
-            if stretch.end(most - 1) >= arrival:
-                most = stretch.over_by(arrival, most)
-                most += stretch.end(most) < arrival
-        last = stretch.over_by(until, most)
-        if last <= first:
-            end = stretch.end(first + 1)
-            self._under_way = _UnderWay(step, self._now, end, stretch.spent(first, first + 1), self._now)
+            stretch = self._costs.stretch(self._now, step.decodes, step.decode_context)
+        most = 1 if self.observer or step.preempted else self.scheduler.steady()
+        arrival, done, start = self._next_arrival(), 0, self._now
+        joules = [0.0] * len(self._devices)
+        while True:
+            first = stretch.done
+            last = first + min(stretch.steps - first, most - done)
+            if stretch.end(last - 1) >= arrival:
+                last = stretch.over_by(arrival, last)
+                last += stretch.end(last) < arrival
+            stretch.done = stretch.over_by(until, last)
+            if stretch.done > first:
+                done += stretch.done - first
+                self._now = stretch.end(stretch.done)
+                joules = [sum(pair) for pair in zip(joules, stretch.spent(first, stretch.done), strict=True)]
+            if stretch.done < last or done == most or self._now >= min(arrival, until):
+                break
+            stretch = self._costs.stretch(self._now, step.decodes, step.decode_context + done * step.decodes)
+        self._stretch = stretch
+        if not done:
+            end = stretch.end(stretch.done + 1)
+            self._under_way = _UnderWay(step, start, end, stretch.spent(stretch.done, stretch.done + 1), start)
             return
         if self.observer:
-            self._observe(step, stretch.end(last) - self._now, sum(stretch.spent(first, last)))
-        end = stretch.end(last)
-        for device, joules in zip(self._devices, stretch.spent(first, last), strict=True):
-            device.spend(joules, end - self._now)
-        self._now = self._reached = end
-        self._end_decode(last - first)
+            self._observe(self.observer, step, start, self._now - start, sum(joules))
+        for device, spent in zip(self._devices, joules, strict=True):
+            device.spend(spent, self._now - start)
+        self._reached = self._now
+        self._decoded(done)
 
-    def _end_decode(self, steps: int) -> None:
+    def _decoded(self, steps: int) -> None:
         """Decode steps are over: the stretch goes on unless that ended a sequence."""
-        assert self._stretch
-        self._stretch.done += steps
         finished = self.scheduler.decode(steps)
         if finished:
             self._stretch = None
@@ -191,13 +209,16 @@ class Machine:
 
     def _over(self, under_way: _UnderWay) -> None:
         """A step that was under way is over."""
+        step, seconds = under_way.step, under_way.end - under_way.start
         if self.observer:
-            self._observe(under_way.step, under_way.end - under_way.start, sum(under_way.joules))
+            self._observe(self.observer, step, under_way.start, seconds, sum(under_way.joules))
         self._now = self._reached = under_way.end
-        if not under_way.step.chunks:
-            self._end_decode(1)
+        if not step.chunks:
+            assert self._stretch
+            self._stretch.done += 1
+            self._decoded(1)
             return
-        first, finished = self.scheduler.complete(under_way.step)
+        first, finished = self.scheduler.complete(step)
         for sequence in first:
             sequence.first_token_at = self._now + self.settings.output_s
         self._finish(finished)
@@ -251,11 +272,6 @@ class Machine:
         self._ends += 1
         self._events.append(Refused(sequence.request.id, self._now, reason))
 
-    def _pause(self, until: float) -> None:
-        for device in self._devices:
-            device.rest(until - self._now)
-        self._now = self._reached = until
-
     def _pay(self, under_way: _UnderWay, to: float) -> None:
         """Put a step's energy on the cards as far as the step has come."""
         seconds = to - under_way.paid_to
@@ -265,14 +281,12 @@ class Machine:
                 device.spend(joules * part, seconds)
             under_way.paid_to = to
 
-    def _observe(self, step: Step, seconds: float, joules: float) -> None:
-        assert self.observer
-        parts = {}
-        for sequence, start, tokens in step.chunks:
-            attended = tokens * start + tokens * (tokens + 1) // 2
-            parts[sequence.request.id] = StepWork(1, tokens, attended, start + tokens)
+    def _observe(
+        self, observer: Callable[[Observed], None], step: Step, start: float, seconds: float, joules: float
+    ) -> None:
+        parts = {sequence.request.id: chunk_work(first, tokens) for sequence, first, tokens in step.chunks}
         for sequence in self.scheduler.running:
             if sequence.state is State.DECODING:
                 context = sequence.in_cache(self.scheduler.clock) + 1
                 parts[sequence.request.id] = StepWork(decode_sequences=1, decode_context=context)
-        self.observer(Observed(self._now, seconds, joules, parts))
+        observer(Observed(start, seconds, joules, parts))

@@ -1,7 +1,7 @@
 """What a prompt is to the KV cache: a chain of block hashes.
 
 Two blocks are the same if they hold the same tokens after the same tokens, so a block's hash covers its parent's, its
-own content, and, through the first one's parent, the cache salt (vLLM: `v1/core/kv_cache_utils.py`, `hash_block_tokens`).
+own content, and, through the first one's parent, the cache salt (vLLM: `hash_block_tokens`, `v1/core/kv_cache_utils.py`).
 """
 
 from collections.abc import Hashable, Sequence
@@ -50,6 +50,8 @@ class Chain:
         stop = start + size - self.tokens % size  # of the first block that gets full
         if isinstance(more, Text):
             key, length = more
+            if tail and isinstance(tail[-1], tuple) and tail[-1][::2] == (key, start):  # one piece, however it came
+                start, tail = tail[-1][1], tail[:-1]
             while stop <= length:
                 parent = hash((parent, (*tail, (key, start, stop))))
                 hashes.append(parent)

@@ -83,7 +83,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """`queue_full`: as many requests are in the engine as may be (vLLM's 503). `too_long`: the prompt leaves no room."""
+    """`queue_full`: the engine has as many requests as it may (vLLM's 503). `too_long`: the prompt leaves no room."""
 
     request_id: str
     at: float

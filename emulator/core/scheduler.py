@@ -19,6 +19,11 @@ from emulator.core.settings import EngineSettings
 from emulator.core.step import StepWork
 
 
+def chunk_work(start: int, tokens: int) -> StepWork:
+    """The work of computing `tokens` tokens of a prompt after the first `start`: each attends to all up to itself."""
+    return StepWork(1, tokens, tokens * start + tokens * (tokens + 1) // 2, start + tokens)
+
+
 @dataclass(slots=True)
 class Step:
     """What one step computes: all that decode, and chunks of prompts as (sequence, first token, tokens)."""
@@ -32,10 +37,7 @@ class Step:
     def work(self) -> StepWork:
         work = StepWork(decode_sequences=self.decodes, decode_context=self.decode_context)
         for _, start, tokens in self.chunks:
-            work.prefill_sequences += 1
-            work.prefill_tokens += tokens
-            work.prefill_attended += tokens * start + tokens * (tokens + 1) // 2
-            work.prefill_context += start + tokens
+            work += chunk_work(start, tokens)
         return work
 
 
@@ -77,8 +79,10 @@ class Scheduler:
         sequence.generated, sequence.state = outputs, State.ENDED
 
     def schedule(self) -> Step | None:
-        """The next step, or None if there is nothing to do. To be followed by `complete`, or by `decode` if the step has
-        no chunks: then `steady` such steps are alike."""
+        """The next step, or None if there is nothing to do.
+
+        To be followed by `complete`, or by `decode` if the step has no chunks: then `steady` such steps are alike.
+        """
         step = Step(self._decodes, self._in_cache + self._decodes)
         chunk = self._next_chunk()
         wanted = self._wanted(self.clock) + (self._more_blocks(*chunk) if chunk else 0)
@@ -186,7 +190,8 @@ class Scheduler:
     def _provide(self, steps: int) -> None:
         """Take the blocks for the next `steps` steps of what decodes."""
         rounds, rest = divmod(steps, self.settings.block_size)
-        self.cache.take(rounds * self._decodes + sum(self._wanted(self._provided + i) for i in range(rest)))
+        first = self._provided % self.settings.block_size
+        self.cache.take(rounds * self._decodes + sum((self._phases * 2)[first : first + rest]))
         self._provided += steps
 
     def _next_chunk(self) -> tuple[Sequence, int, int] | None:
@@ -262,7 +267,8 @@ class Scheduler:
             start = hits * size
             tokens = min(known - start, budget)
             must_fit = known if settings.reserve_full_prompt else start + tokens
-            if -(-must_fit // size) - hits + cache.idle(last) > cache.free:
+            blocks = -(-must_fit // size)
+            if blocks > cache.free and blocks - hits + cache.idle(last) > cache.free:
                 return
             heappop(self._queue)
             self.waiting -= 1

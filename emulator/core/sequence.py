@@ -16,7 +16,7 @@ class State(Enum):
 
 
 class Sequence:
-    """Known tokens are the prompt and what was generated before the last admission; `computed` of them are in the cache.
+    """Known tokens are the prompt and what was generated before the last admission; `computed` of them are cached.
 
     A decoding sequence is not touched step by step: the token that ended its prefill counts as generated, and one more
     for each tick of the scheduler's clock since `joined`.

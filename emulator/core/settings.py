@@ -13,9 +13,10 @@ class EngineSettings:
     """vLLM's engine arguments under their own names, and the cost of the HTTP server before the engine.
 
     `kv_blocks` are blocks that hold tokens (see `kv_blocks`). `reserve_full_prompt` is vLLM's
-    scheduler_reserve_full_isl: nothing is admitted before its whole prompt would fit. The server works through requests
-    one after the other: each takes `request_s` and `prompt_token_s` for each token of its prompt (HTTP, JSON, tokenising)
-    before the engine sees it; `output_s` is from a step's end to the client.
+    scheduler_reserve_full_isl: nothing is admitted before its whole prompt would fit. `max_num_queued_reqs` counts
+    what waits and what runs, as vLLM does. The server works through requests one after the other: each takes
+    `request_s`, and `prompt_token_s` for each token of its prompt (HTTP, JSON, tokenising), before the engine sees it;
+    `output_s` is from a step's end to the client.
 
     Raises ValueError for settings that contradict each other, OutOfMemory for a context that the cache cannot hold.
     """

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
+from hypothesis import strategies as st
 
 from emulator.core.machine import Machine
+from emulator.core.prompt import Text
+from emulator.core.request import Request
 from emulator.core.settings import EngineSettings
 from emulator.core.step import StepCost, StepWork
 
@@ -60,7 +64,68 @@ def make_card() -> type[LinearCard]:
 def machine(card: LinearCard) -> Callable[..., Machine]:
     """An engine on `card` with a roomy cache, and the settings that the test names."""
 
-    def build(**settings) -> Machine:
-        return Machine(EngineSettings(**{"kv_blocks": 4096, "max_model_len": 4096} | settings), [card])
+    def build(**settings: Any) -> Machine:
+        roomy: dict[str, Any] = {"kv_blocks": 4096, "max_model_len": 4096}
+        return Machine(EngineSettings(**roomy | settings), [card])
 
     return build
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Settings of a small engine, requests with their arrivals, and cancellations."""
+
+    settings: EngineSettings
+    requests: tuple[tuple[float, Request], ...]
+    cancels: tuple[tuple[float, str], ...]
+
+    def machine(self, *cards: LinearCard, **more) -> Machine:
+        machine = Machine(self.settings, cards, **more)
+        for at, request in self.requests:
+            machine.submit(request, at)
+        for at, request_id in self.cancels:
+            machine.cancel(request_id, at)
+        return machine
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> Workload:
+    """Few blocks, short contexts and a small budget, so that everything happens that can."""
+    block_size = draw(st.sampled_from([4, 16]))
+    max_model_len = draw(st.integers(20, 160))
+    least = -(-max_model_len // block_size)
+    seqs = draw(st.integers(1, 6))
+    settings = EngineSettings(
+        kv_blocks=draw(st.integers(least, 3 * least)),
+        max_model_len=max_model_len,
+        block_size=block_size,
+        max_num_seqs=seqs,
+        max_num_batched_tokens=draw(st.integers(seqs, 64)),
+        policy=draw(st.sampled_from(["fcfs", "priority"])),
+        enable_prefix_caching=draw(st.booleans()),
+        reserve_full_prompt=draw(st.booleans()),
+        max_num_queued_reqs=draw(st.none() | st.integers(1, 8)),
+        request_s=draw(st.sampled_from([0.0, 0.002])),
+        prompt_token_s=draw(st.sampled_from([0.0, 1e-5])),
+        output_s=draw(st.sampled_from([0.0, 0.001])),
+    )
+    requests, cancels, at = [], [], 0.0
+    for number in range(draw(st.integers(1, 12))):
+        at += draw(st.sampled_from([0.0, 0.0123, 0.1, 1.7]))
+        head = draw(st.sampled_from([("a", 40), ("b", 64), ("c", 1)]))
+        tokens = draw(st.integers(1, 60))
+        request = Request(
+            id=f"r{number}",
+            prompt=(Text(*head), Text(number, tokens)),
+            max_tokens=draw(st.integers(1, 80)),
+            priority=draw(st.integers(0, 2)),
+        )
+        requests.append((at, request))
+        if draw(st.integers(0, 4)) == 0:
+            cancels.append((at + draw(st.sampled_from([0.0, 0.001, 0.05, 0.4])), request.id))
+    return Workload(settings, tuple(requests), tuple(cancels))
+
+
+@pytest.fixture(scope="session")
+def any_workload() -> st.SearchStrategy[Workload]:
+    return workloads()
