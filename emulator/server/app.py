@@ -18,7 +18,8 @@ from emulator.server.exchange import JSON, STREAM, Exchange, Message, Receive, S
 from emulator.server.faults import Faults
 from emulator.server.filler import Answer, Stops, seed_of
 from emulator.server.frames import DONE, VERSION, ChatFrames, CompletionFrames, Frames, error
-from emulator.server.refusal import Refusal, from_http, malformed, unknown_model
+from emulator.server.metrics import Choices
+from emulator.server.refusal import Refusal, malformed, unknown_model
 from emulator.server.requests import (
     AnyBody,
     Body,
@@ -73,19 +74,28 @@ class App:
             ("GET", "/emulator/limits"): self._limits,
             ("POST", "/emulator/limits"): self._limit,
         }
-        self._paths = {path for _, path in self._routes}
+        self._methods: dict[str, list[str]] = {}
+        for method, path in self._routes:
+            self._methods.setdefault(path, []).append(method)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         route = self._routes.get((scope["method"], scope["path"]))
         try:
             if route is None:
-                known = scope["path"] in self._paths
-                raise from_http(HTTPStatus.METHOD_NOT_ALLOWED if known else HTTPStatus.NOT_FOUND)
-            await route(scope, receive, send)
+                await self._no_route(scope, send)
+            else:
+                await route(scope, receive, send)
         except Refusal as refusal:
             await _reply(send, refusal.body(), status=refusal.status)
         except ConnectionError:  # gone before its request was there
             return
+
+    async def _no_route(self, scope: Message, send: Send) -> None:
+        """What the framework under vLLM answers; it is no error object."""
+        methods = self._methods.get(scope["path"])
+        status = HTTPStatus.METHOD_NOT_ALLOWED if methods else HTTPStatus.NOT_FOUND
+        allowed = [(b"allow", ", ".join(methods).encode())] if methods else []
+        await _reply(send, orjson.dumps({"detail": status.phrase}), [*JSON, *allowed], status)
 
     # Generation -------------------------------------------------------------------------------------------------------
 
@@ -157,12 +167,13 @@ class App:
             except Refusal as refusal:
                 late = refusal
                 continue
+            choices = Choices(request.choices)
             for choice in range(request.choices):
                 seed = seed_of(served.seed, request.seed, prompt, choice)
                 answer = Answer(seed, limit, stops)
                 name = f"{next(self._numbers)}"
                 salt = request.cache_salt
-                sequences.append(EngineSequence(name, prompt, answer, feed, limit, priority, salt))
+                sequences.append(EngineSequence(name, prompt, answer, feed, limit, choices, priority, salt))
         # vLLM looks twice whether its queue is full: those that come together pass the first look together.
         await asyncio.sleep(0)
         exchange = Exchange(
@@ -176,8 +187,6 @@ class App:
             cached_told=served.prompt_tokens_details,
             reset=scope.get("extensions", {}).get(RESET) if request.stream and self._faults.drops() else None,
         )
-        if late is None:
-            self._engine.metrics.choices.observe(request.choices, len(given))
         if request.stream:
             await exchange.stream(receive, send, late)
         else:
@@ -308,7 +317,7 @@ def _priority(scope: Message, request: Sampled) -> int:
 
 
 def _permission(created_s: int) -> dict[str, Any]:
-    allowed = {"allow_create_engine": False, "allow_sampling": True, "allow_logprobs": False}
+    allowed = {"allow_create_engine": False, "allow_sampling": True, "allow_logprobs": True}
     allowed |= {"allow_search_indices": False, "allow_view": True, "allow_fine_tuning": False}
     about = {"id": f"modelperm-{uuid.uuid4().hex}", "object": "model_permission", "created": created_s}
     return about | allowed | {"organization": "*", "group": None, "is_blocking": False}

@@ -92,6 +92,15 @@ class Life:
     preemptions: int = 0
 
 
+@dataclass(slots=True)
+class Choices:
+    """The answers to one prompt: what a request asks for is counted once, when the last of them has ended."""
+
+    asked: int
+    ended: int = 0
+    longest: int = 0  # tokens
+
+
 @dataclass(eq=False)
 class EngineMetrics(Collector):
     """All metrics of one engine. `info` are the labels of `vllm:cache_config_info`."""
@@ -124,15 +133,15 @@ class EngineMetrics(Collector):
         self.request_prompt, self.request_output, self.request_longest, self.request_limit, self.request_computed = (
             Histogram(lengths) for _ in range(5)
         )
-        self.choices, self.request_preemptions = Histogram(CHOICES), Histogram(PREEMPTIONS)
+        self.request_choices, self.request_preemptions = Histogram(CHOICES), Histogram(PREEMPTIONS)
 
     def first_token(self, life: Life, at: float) -> None:
         """A sequence has its first token: its whole prompt counts now."""
         self.cached_tokens += life.cached_tokens
         self.first_token_s.observe(at - life.arrived)
 
-    def finished(self, life: Life, reason: str, at: float) -> None:
-        """A sequence that ended by itself."""
+    def finished(self, life: Life, choices: Choices, reason: str, at: float) -> None:
+        """A sequence that ended by itself, one of `choices`."""
         self.finishes[reason] += 1
         scheduled = life.queued if life.scheduled is None else life.scheduled
         first = scheduled if life.first is None else life.first
@@ -148,6 +157,11 @@ class EngineMetrics(Collector):
         self.request_output.observe(life.output_tokens)
         self.per_token_s.observe(decode_s / (life.output_tokens - 1) if life.output_tokens > 1 else 0.0)
         self.request_limit.observe(life.max_tokens)
+        choices.ended += 1
+        choices.longest = max(choices.longest, life.output_tokens)
+        if choices.ended == choices.asked:
+            self.request_choices.observe(choices.asked)
+            self.request_longest.observe(choices.longest)
 
     def render(self) -> bytes:
         """The text that /metrics answers."""
@@ -210,7 +224,7 @@ class EngineMetrics(Collector):
             ("request_generation_tokens", "Tokens produced for a request.", self.request_output),
             ("iteration_tokens_total", "Tokens of a step that returned any.", steps),
             ("request_max_num_generation_tokens", "The longest answer of a request.", self.request_longest),
-            ("request_params_n", "Answers asked for by a request.", self.choices),
+            ("request_params_n", "Answers asked for by a request.", self.request_choices),
             ("request_params_max_tokens", "The limit of a request's answer.", self.request_limit),
             ("time_to_first_token_seconds", "Seconds from arrival to the first token.", self.first_token_s),
             ("inter_token_latency_seconds", "Seconds from token to token.", self.between_tokens_s),

@@ -16,6 +16,8 @@ from emulator.server.tokens import BOS, END_OF_TURN, ROLES, encode, unknown
 
 def of_chat(request: ChatRequest) -> list[int]:
     """The tokens of a conversation."""
+    if not request.messages:
+        raise Refusal("Cannot apply chat template to an empty conversation. Provide at least one message.")
     tools = None if request.tools is None else orjson.dumps(request.tools).decode()
     opened = request.add_generation_prompt and not request.continue_final_message
     tokens = conversation(request.messages, opened, tools)

@@ -43,10 +43,6 @@ def too_busy() -> Refusal:
     return Refusal(message, HTTPStatus.SERVICE_UNAVAILABLE, "Service Unavailable")
 
 
-def from_http(status: HTTPStatus) -> Refusal:
-    return Refusal(status.phrase, status, status.phrase)
-
-
 def malformed(errors: Sequence[Mapping[str, Any] | str]) -> Refusal:
     """What a body of the wrong shape is told: each of pydantic's errors, and the first one's place as `param`."""
     param = None

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from emulator.core.machine import Machine
 from emulator.core.request import Event, Preempted, Request, Started, Tokens
 from emulator.server.filler import Answer
-from emulator.server.metrics import EngineMetrics, Life
+from emulator.server.metrics import Choices, EngineMetrics, Life
 from emulator.server.refusal import too_busy
 from emulator.server.slow import SlowDevice
 
@@ -48,6 +48,7 @@ class Sequence:
     answer: Answer
     feed: Feed
     limit: int  # of its answer's tokens
+    choices: Choices
     priority: int = 0
     salt: str | None = None
     life: Life = field(init=False)
@@ -227,7 +228,7 @@ class EngineShell:
             else:
                 sequence.done = True
                 del self._sequences[sequence.id]
-                self.metrics.finished(life, sequence.answer.finish_reason, self._real(event.at))
+                self.metrics.finished(life, sequence.choices, sequence.answer.finish_reason, self._real(event.at))
                 sequence.feed.wake()
 
     # Faults -----------------------------------------------------------------------------------------------------------

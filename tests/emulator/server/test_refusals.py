@@ -162,5 +162,5 @@ async def test_a_full_queue(make_emulated: Callable[..., Any], frames_of: Read) 
 
 async def test_no_such_path(emulated: Any) -> None:
     reply = await emulated.client.get("/v1/nothing")
-    assert (reply.status_code, reply.json()["error"]["type"]) == (404, "Not Found")
+    assert (reply.status_code, reply.json()) == (404, {"detail": "Not Found"})
     assert (await emulated.client.get("/v1/completions")).status_code == 405
