@@ -1,7 +1,6 @@
 """The step machine in real time: its clock, its timer, and the way from its events to whoever waits for tokens."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -83,7 +82,7 @@ class EngineShell:
         self._origin = self._clock()  # when the machine's time was 0, stalls left out
         self._stall_end = self._slow_end = self._seen = self._origin
         self._sequences: dict[str, Sequence] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self.failed: Exception | None = None
 
     # What exchanges ask of it -----------------------------------------------------------------------------------------
@@ -159,11 +158,8 @@ class EngineShell:
 
     def _run(self, until: float) -> None:
         """Step by step, so that every token has its own time, also where we are late."""
-        last = -math.inf
-        while (due := self.machine.next_at()) is not None and due < until:
-            # At the end of a step the next one is not begun yet: a moment later it is.
-            self._take(self.machine.advance(due if due > last else math.nextafter(due, math.inf)))
-            last = due
+        while (due := self.machine.next_at()) is not None and due <= until:
+            self._take(self.machine.advance(due))
         self._take(self.machine.advance(until))
 
     def stop(self) -> None:
@@ -179,15 +175,22 @@ class EngineShell:
         return at + self._origin
 
     def _arm(self) -> None:
-        """Wake up when the machine has its next news."""
+        """Wake up when the machine has its next news, looked up when all that comes in this turn is submitted."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        due = self.machine.next_at()
-        if due is not None:
-            wait_s = self._real(due) + max(0.0, self._stall_end - self._seen) - self._clock()
-            # uvloop counts whole milliseconds; rather late than early and again.
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, wait_s) + 0.0005, self._tick)
+        self._timer = asyncio.get_running_loop().call_soon(self._wait)
+
+    def _wait(self) -> None:
+        self._timer = None
+        stalled_s = self.stalled_s()
+        if stalled_s:
+            wait_s = stalled_s
+        elif (due := self.machine.next_at()) is not None:
+            wait_s = max(0.0, self._real(due) - self._clock())
+        else:
+            return
+        # uvloop counts whole milliseconds; rather late than early and again.
+        self._timer = asyncio.get_running_loop().call_later(wait_s + 0.0005, self._tick)
 
     def _tick(self) -> None:
         self._timer = None
