@@ -180,6 +180,24 @@ def restore(config: ConfigOption = None) -> None:
         raise typer.Exit(1)
 
 
+@app.command()
+def calibrate(
+    data: Annotated[Path, typer.Argument(help="a measured sweep (CSV)")],
+    gpu: Annotated[str, typer.Option(help="the card's preset: a name, or a file of your own")],
+    model: Annotated[str, typer.Option(help="the model's preset: a name, or a file of your own")],
+    check: Annotated[bool, typer.Option("--check", help="fit nothing, report the preset as it is")] = False,
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+    leave_out: Annotated[bool, typer.Option("--leave-out", help="fit without each kind of row in turn, too")] = False,
+    file: Annotated[Path | None, typer.Option("--out", help="write the preset with what was fitted")] = None,
+) -> None:
+    """How near an emulated card comes to a measured one, and the factors with which it comes nearest."""
+    no_clash()
+    from joulegate.calibrate import run
+
+    with one_line_errors():
+        run(data, gpu, model, check=check, json=json, leave_out=leave_out, file=file, out=out, err=err)
+
+
 @app.command(name="version")
 def show_version() -> None:
     """Which Joulegate this is."""

@@ -12,6 +12,8 @@ from emulator.core.device import Device
 from emulator.core.step import StepWork
 
 GRID = 16  # tokens of context a sequence between two samples
+SHARED_GRID = 64  # tokens of shared context a sequence, rounded to so many
+MOST_SAMPLES = 1 << 17  # beyond that they are forgotten, so that memory stays flat
 
 
 def shares(devices: Sequence[Device], work: StepWork) -> tuple[float, list[float]]:
@@ -71,7 +73,7 @@ class DecodeCosts:
     def __init__(self, devices: Sequence[Device]) -> None:
         self._devices = devices
         self._limits: Hashable = None
-        self._samples: dict[tuple[int, int], tuple[float, list[float]]] = {}
+        self._samples: dict[tuple[int, int, int], tuple[float, list[float]]] = {}
         self.limits()
 
     def limits(self) -> Hashable:
@@ -79,16 +81,18 @@ class DecodeCosts:
         devices = self._devices
         return devices[0].limits if len(devices) == 1 else tuple(device.limits for device in devices)
 
-    def stretch(self, start: float, sequences: int, context: int) -> Stretch:
-        """Decode steps from `start` on, the first over `context` tokens of all sequences together."""
+    def stretch(self, start: float, sequences: int, context: int, shared: int = 0) -> Stretch:
+        """Decode steps from `start` on, the first over `context` tokens of all sequences together, of which further
+        readers share `shared`."""
         limits = self.limits()
-        if limits != self._limits:
+        if limits != self._limits or len(self._samples) > MOST_SAMPLES:
             self._samples.clear()
             self._limits = limits
         grid = GRID * sequences
         knot = context // grid
-        seconds, joules = self._sample(sequences, knot)
-        next_seconds, next_joules = self._sample(sequences, knot + 1)
+        shared_knot = (shared + SHARED_GRID * sequences // 2) // (SHARED_GRID * sequences)
+        seconds, joules = self._sample(sequences, knot, shared_knot)
+        next_seconds, next_joules = self._sample(sequences, knot + 1, shared_knot)
         past = context - knot * grid
         stretch = Stretch(start, -(-(grid - past) // sequences), limits)
         part = past / grid
@@ -98,9 +102,11 @@ class DecodeCosts:
         stretch.joules = [a + (b - a) * part for a, b in zip(joules, next_joules, strict=True)]
         return stretch
 
-    def _sample(self, sequences: int, knot: int) -> tuple[float, list[float]]:
-        sample = self._samples.get((sequences, knot))
+    def _sample(self, sequences: int, knot: int, shared_knot: int) -> tuple[float, list[float]]:
+        sample = self._samples.get((sequences, knot, shared_knot))
         if sample is None:
-            work = StepWork(decode_sequences=sequences, decode_context=knot * GRID * sequences)
-            sample = self._samples[sequences, knot] = shares(self._devices, work)
+            context = knot * GRID * sequences
+            shared = min(shared_knot * SHARED_GRID * sequences, context)
+            work = StepWork(decode_sequences=sequences, decode_context=context, decode_shared=shared)
+            sample = self._samples[sequences, knot, shared_knot] = shares(self._devices, work)
         return sample

@@ -170,7 +170,7 @@ class Machine:
         """As many alike steps as end by `until` and begin before anything else comes; or the first of them, begun."""
         stretch = self._stretch
         if step.preempted or not stretch or stretch.done == stretch.steps or stretch.limits != self._costs.limits():
-            stretch = self._costs.stretch(self._now, step.decodes, step.decode_context)
+            stretch = self._costs.stretch(self._now, step.decodes, step.decode_context, step.shared)
         most = 1 if self.observer or step.preempted else self.scheduler.steady()
         arrival, done, start = self._next_arrival(), 0, self._now
         joules = [0.0] * len(self._devices)
@@ -187,7 +187,8 @@ class Machine:
                 joules = [sum(pair) for pair in zip(joules, stretch.spent(first, stretch.done), strict=True)]
             if stretch.done < last or done == most or self._now >= min(arrival, until):
                 break
-            stretch = self._costs.stretch(self._now, step.decodes, step.decode_context + done * step.decodes)
+            context = step.decode_context + done * step.decodes
+            stretch = self._costs.stretch(self._now, step.decodes, context, step.shared)
         self._stretch = stretch
         if not done:
             end = stretch.end(stretch.done + 1)

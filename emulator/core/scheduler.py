@@ -30,12 +30,13 @@ class Step:
 
     decodes: int
     decode_context: int
+    shared: int = 0  # tokens of prefixes in use that further sequences read too
     chunks: list[tuple[Sequence, int, int]] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
 
     def work(self) -> StepWork:
-        work = StepWork(decode_sequences=self.decodes, decode_context=self.decode_context)
+        work = StepWork(decode_sequences=self.decodes, decode_context=self.decode_context, decode_shared=self.shared)
         for _, start, tokens in self.chunks:
             work += chunk_work(start, tokens)
         return work
@@ -59,6 +60,7 @@ class Scheduler:
         self._queue: list[tuple[tuple[float, ...], Sequence]] = []  # a heap; entries of gone sequences are skipped
         self._decodes = 0
         self._in_cache = 0  # tokens of all decoding sequences
+        self._shared_blocks = 0  # blocks of all running sequences, less those blocks that are in use
         self._prefilling: Sequence | None = None  # at most one, and the last admitted: it took the rest of the budget
         self._phases = [0] * settings.block_size
         self._ends: list[tuple[int, tuple[float, ...], Sequence]] = []  # a heap, as the queue
@@ -83,7 +85,7 @@ class Scheduler:
 
         To be followed by `complete`, or by `decode` if the step has no chunks: then `steady` such steps are alike.
         """
-        step = Step(self._decodes, self._in_cache + self._decodes)
+        step = Step(self._decodes, self._in_cache + self._decodes, self.shared_tokens())
         chunk = self._next_chunk()
         wanted = self._wanted(self.clock) + (self._more_blocks(*chunk) if chunk else 0)
         if wanted > self.cache.free:
@@ -171,6 +173,7 @@ class Scheduler:
         """Take a sequence off the running ones and free its blocks, `ahead` of them for the step that is being made."""
         del self.running[sequence]
         computed, size = sequence.in_cache(self.clock), self.settings.block_size
+        blocks, free = -(-computed // size) + ahead, self.cache.free
         if sequence.state is State.DECODING:
             self._decodes -= 1
             self._in_cache -= computed
@@ -182,6 +185,11 @@ class Scheduler:
             if sequence is self._prefilling:
                 self._prefilling = None
             self.cache.release(sequence.last, -(-computed // size) - sequence.named)
+        self._shared_blocks -= blocks - (self.cache.free - free)
+
+    def shared_tokens(self) -> int:
+        """Of the decoding sequences' context, what others read too; the first reader of a block is not counted."""
+        return min(self._shared_blocks * self.settings.block_size, self._in_cache) if self._decodes > 1 else 0
 
     def _wanted(self, clock: int) -> int:
         """Blocks that decoding sequences need for the step at `clock`, beyond those they have."""
@@ -240,6 +248,7 @@ class Scheduler:
                 self._preempt(max(self.running, key=lambda other: other.rank), served, step)
         self._provided = self.clock + 1
         step.decodes, step.decode_context = self._decodes, self._in_cache + self._decodes
+        step.shared = self.shared_tokens()
 
     def _preempt(self, victim: Sequence, served: set[Sequence], step: Step) -> None:
         outputs = victim.outputs(self.clock)
@@ -272,6 +281,7 @@ class Scheduler:
                 return
             heappop(self._queue)
             self.waiting -= 1
+            self._shared_blocks += hits - cache.idle(last)
             cache.hold(last)
             sequence.state, sequence.last, sequence.named, sequence.computed = State.PREFILLING, last, hits, start
             self.running[sequence] = None
