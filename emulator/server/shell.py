@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from emulator.core.host import HostPower
 from emulator.core.machine import Machine
 from emulator.core.request import Event, Preempted, Request, Started, Tokens
 from emulator.server.filler import Answer
@@ -61,7 +62,7 @@ class EngineShell:
 
     `devices` are its cards, wrapped so that they can be slowed down; `clock` gives seconds and never goes back. A
     request reaches the engine `request_s` after it came, and `prompt_token_s` more for each token of its prompt: what
-    vLLM's own HTTP server takes, which is slower than this one.
+    vLLM's own HTTP server takes, which is slower than this one. `power` accounts for the CPUs and memory of the host.
     """
 
     def __init__(
@@ -72,15 +73,19 @@ class EngineShell:
         max_num_queued_reqs: int | None = None,
         request_s: float = 0.0,
         prompt_token_s: float = 0.0,
+        power: HostPower | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.machine, self.metrics = machine, metrics
         self._devices = list(devices)
         self._most = max_num_queued_reqs
         self._request_s, self._prompt_token_s = request_s, prompt_token_s
+        self._power, self._accounted = power, (0.0, 0, 0, 0)
+        self._submitted = 0
         self._clock = clock
         self._origin = self._clock()  # when the machine's time was 0, stalls left out
         self._stall_end = self._slow_end = self._seen = self._origin
+        self._ran = 0.0  # the machine's time
         self._sequences: dict[str, Sequence] = {}
         self._timer: asyncio.Handle | None = None
         self.failed: Exception | None = None
@@ -106,6 +111,7 @@ class EngineShell:
         at = self._now() + self._request_s + self._prompt_token_s * tokens
         sequence.life = Life(self._real(self._now()), self._real(at), tokens, sequence.limit)
         self._sequences[sequence.id] = sequence
+        self._submitted += 1
         self.machine.submit(
             Request(
                 id=sequence.id,
@@ -146,6 +152,7 @@ class EngineShell:
     def catch_up(self) -> None:
         """Run the machine to the present. Whoever reads a counter or sets a limit calls it first."""
         now = self._clock()
+        passed_s = now - self._seen
         if self._seen < self._stall_end:
             idle_s = min(now, self._stall_end) - self._seen
             for device in self._devices:
@@ -155,9 +162,28 @@ class EngineShell:
             self._set_pace(1.0)
         self._seen = now
         self._run(now - self._origin)
+        if self._power is not None:
+            self._account(self._power, passed_s)
+
+    def _account(self, power: HostPower, passed_s: float) -> None:
+        scheduler = self.machine.scheduler
+        busy_s = max((device.busy_s for device in self._devices), default=0.0)
+        done = (busy_s, self._submitted, scheduler.prompt_tokens, scheduler.generation_tokens)
+        busy_s, requests, prompts, outputs = (new - old for new, old in zip(done, self._accounted, strict=True))
+        self._accounted = done
+        power.account(
+            passed_s,
+            busy_s=min(max(busy_s, 0.0), passed_s),
+            requests=int(requests),
+            prompt_tokens=int(prompts),
+            output_tokens=int(outputs),
+        )
 
     def _run(self, until: float) -> None:
         """Step by step, so that every token has its own time, also where we are late."""
+        if until <= self._ran:  # stalled; to ask for the next step would begin it
+            return
+        self._ran = until
         while (due := self.machine.next_at()) is not None and due <= until:
             self._take(self.machine.advance(due))
         self._take(self.machine.advance(until))
