@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 VLLM ?= .venv-vllm
 VLLM_PYTHON ?= $(BIN)/python
 DEMO_SECONDS ?= 60
+ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .PHONY: demo serve test test-vllm soak fuzz lint dashboards lock clean help
@@ -12,8 +13,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.run  ## a small model, the gateway, the four workloads, and what they cost (about two minutes)
-	@$(BIN)/joulegate demo --seconds $(DEMO_SECONDS)
+demo: $(VENV)/.run  ## an engine, the gateway, the four workloads, and what they cost (two minutes); ENGINE=emulated: no model
+	@$(BIN)/joulegate demo --seconds $(DEMO_SECONDS) --engine $(ENGINE)
 
 serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 	@$(BIN)/joulegate serve

@@ -9,11 +9,12 @@ from typing import Any
 
 import uvicorn
 
+from emulator.core.host import HostPower
 from emulator.core.machine import Machine
 from emulator.core.presets import GpuPreset, ModelPreset, PresetError, load_gpu, load_model
 from emulator.core.settings import EngineSettings, OutOfMemory
 from emulator.engine import engine_of
-from emulator.host import Host, cards
+from emulator.host import Host, Package, cards
 from emulator.server.app import App, Served
 from emulator.server.faults import Faults
 from emulator.server.metrics import EngineMetrics
@@ -89,6 +90,8 @@ class EmulatedHost:
             raise ConfigError(f"--max-num-queued-reqs is at least 0, not {options.max_num_queued_reqs}")
         self.name = options.served_model_name or self.model.name
         self.host: Host[Any, Any] = Host(cards(gpus, self.gpu.title.removeprefix("Emulated ")))
+        self.host.packages.append(Package(power := HostPower(self.gpu.host)))
+        self._power = power
         self._devices = [SlowDevice(gpu) for gpu in gpus]
 
     def app(self) -> App:
@@ -104,7 +107,13 @@ class EmulatedHost:
         metrics = EngineMetrics(self.name, settings.max_model_len, machine.scheduler, info)
         factors = self.gpu.factors
         engine = EngineShell(
-            machine, self._devices, metrics, options.max_num_queued_reqs, factors.request_s, factors.prompt_token_s
+            machine,
+            self._devices,
+            metrics,
+            max_num_queued_reqs=options.max_num_queued_reqs,
+            request_s=factors.request_s,
+            prompt_token_s=factors.prompt_token_s,
+            power=self._power,
         )
         self.host.engines.append(engine)
         served = Served(
@@ -119,7 +128,8 @@ class EmulatedHost:
 
     def gateway_yaml(self, url: str, zeusd: str) -> str:
         """What a gateway's configuration needs to stand in front of this host."""
-        devices = ", ".join(f'"emulated/gpu:{n}"' for n in range(len(self.host.cards)))
+        names = [f"gpu:{n}" for n in range(len(self.host.cards))] + ["cpu:0", "dram:0"]
+        devices = ", ".join(f'"emulated/{name}"' for name in names)
         return (
             f'hosts: {{emulated: {{zeusd: "{zeusd}"}}}}\n'
             "engines:\n"

@@ -1,11 +1,11 @@
 """The step machine in real time: its clock, its timer, and the way from its events to whoever waits for tokens."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from emulator.core.host import HostPower
 from emulator.core.machine import Machine
 from emulator.core.request import Event, Preempted, Request, Started, Tokens
 from emulator.server.filler import Answer
@@ -62,7 +62,7 @@ class EngineShell:
 
     `devices` are its cards, wrapped so that they can be slowed down; `clock` gives seconds and never goes back. A
     request reaches the engine `request_s` after it came, and `prompt_token_s` more for each token of its prompt: what
-    vLLM's own HTTP server takes, which is slower than this one.
+    vLLM's own HTTP server takes, which is slower than this one. `power` accounts for the CPUs and memory of the host.
     """
 
     def __init__(
@@ -73,17 +73,21 @@ class EngineShell:
         max_num_queued_reqs: int | None = None,
         request_s: float = 0.0,
         prompt_token_s: float = 0.0,
+        power: HostPower | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.machine, self.metrics = machine, metrics
         self._devices = list(devices)
         self._most = max_num_queued_reqs
         self._request_s, self._prompt_token_s = request_s, prompt_token_s
+        self._power, self._accounted = power, (0.0, 0, 0, 0)
+        self._submitted = 0
         self._clock = clock
         self._origin = self._clock()  # when the machine's time was 0, stalls left out
         self._stall_end = self._slow_end = self._seen = self._origin
+        self._ran = 0.0  # the machine's time
         self._sequences: dict[str, Sequence] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
         self.failed: Exception | None = None
 
     # What exchanges ask of it -----------------------------------------------------------------------------------------
@@ -107,6 +111,7 @@ class EngineShell:
         at = self._now() + self._request_s + self._prompt_token_s * tokens
         sequence.life = Life(self._real(self._now()), self._real(at), tokens, sequence.limit)
         self._sequences[sequence.id] = sequence
+        self._submitted += 1
         self.machine.submit(
             Request(
                 id=sequence.id,
@@ -147,6 +152,7 @@ class EngineShell:
     def catch_up(self) -> None:
         """Run the machine to the present. Whoever reads a counter or sets a limit calls it first."""
         now = self._clock()
+        passed_s = now - self._seen
         if self._seen < self._stall_end:
             idle_s = min(now, self._stall_end) - self._seen
             for device in self._devices:
@@ -156,14 +162,30 @@ class EngineShell:
             self._set_pace(1.0)
         self._seen = now
         self._run(now - self._origin)
+        if self._power is not None:
+            self._account(self._power, passed_s)
+
+    def _account(self, power: HostPower, passed_s: float) -> None:
+        scheduler = self.machine.scheduler
+        busy_s = max((device.busy_s for device in self._devices), default=0.0)
+        done = (busy_s, self._submitted, scheduler.prompt_tokens, scheduler.generation_tokens)
+        busy_s, requests, prompts, outputs = (new - old for new, old in zip(done, self._accounted, strict=True))
+        self._accounted = done
+        power.account(
+            passed_s,
+            busy_s=min(max(busy_s, 0.0), passed_s),
+            requests=int(requests),
+            prompt_tokens=int(prompts),
+            output_tokens=int(outputs),
+        )
 
     def _run(self, until: float) -> None:
         """Step by step, so that every token has its own time, also where we are late."""
-        last = -math.inf
-        while (due := self.machine.next_at()) is not None and due < until:
-            # At the end of a step the next one is not begun yet: a moment later it is.
-            self._take(self.machine.advance(due if due > last else math.nextafter(due, math.inf)))
-            last = due
+        if until <= self._ran:  # stalled; to ask for the next step would begin it
+            return
+        self._ran = until
+        while (due := self.machine.next_at()) is not None and due <= until:
+            self._take(self.machine.advance(due))
         self._take(self.machine.advance(until))
 
     def stop(self) -> None:
@@ -179,15 +201,22 @@ class EngineShell:
         return at + self._origin
 
     def _arm(self) -> None:
-        """Wake up when the machine has its next news."""
+        """Wake up when the machine has its next news, looked up when all that comes in this turn is submitted."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
-        due = self.machine.next_at()
-        if due is not None:
-            wait_s = self._real(due) + max(0.0, self._stall_end - self._seen) - self._clock()
-            # uvloop counts whole milliseconds; rather late than early and again.
-            self._timer = asyncio.get_running_loop().call_later(max(0.0, wait_s) + 0.0005, self._tick)
+        self._timer = asyncio.get_running_loop().call_soon(self._wait)
+
+    def _wait(self) -> None:
+        self._timer = None
+        stalled_s = self.stalled_s()
+        if stalled_s:
+            wait_s = stalled_s
+        elif (due := self.machine.next_at()) is not None:
+            wait_s = max(0.0, self._real(due) - self._clock())
+        else:
+            return
+        # uvloop counts whole milliseconds; rather late than early and again.
+        self._timer = asyncio.get_running_loop().call_later(wait_s + 0.0005, self._tick)
 
     def _tick(self) -> None:
         self._timer = None

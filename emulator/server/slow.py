@@ -7,11 +7,12 @@ from emulator.core.step import StepCost, StepWork
 
 
 class SlowDevice:
-    """A device whose steps take `factor` times as long; it idles for what they take more."""
+    """A device whose steps take `factor` times as long; it idles for what they take more. `busy_s` were at work."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
         self.factor = 1.0
+        self.busy_s = 0.0
 
     @property
     def idle_power_w(self) -> float:
@@ -30,6 +31,7 @@ class SlowDevice:
         return StepCost(cost.seconds + longer_s, joules, cost.sm_mhz, cost.capped)
 
     def spend(self, joules: float, seconds: float) -> None:
+        self.busy_s += seconds
         self._device.spend(joules, seconds)
 
     def rest(self, seconds: float) -> None:
