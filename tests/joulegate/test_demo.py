@@ -82,6 +82,6 @@ def test_a_sum_is_as_good_as_its_worst_part() -> None:
 
 
 def test_an_engine_that_is_none_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="'emulate'.* embedded or emulated would be right"):
+    with pytest.raises(ConfigError, match=r"'emulate'.* embedded or emulated would be right"):
         run(5, 0, tmp_path / "out", Console(quiet=True), "emulate")
     assert not (tmp_path / "out").exists()
