@@ -40,6 +40,7 @@ def vllm(group: str, python: Path, model: Path, log: Path) -> Iterator[str]:
 def emulator(group: str, log: Path) -> Iterator[str]:
     """The URL of an emulated engine that is ready."""
     command = [sys.executable, "-m", "joulegate", "emulate", "--gpu", "a100-40g", "--model", "llama-2-7b"]
+    command += ["--zeusd-port", "0"]
     with _listening([*command, *GROUPS[group]], os.environ, log) as url:
         yield url
 
