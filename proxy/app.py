@@ -22,10 +22,12 @@ from proxy.control.knobs import PowerKnob, open_knobs
 from proxy.control.loop import Control
 from proxy.control.restore import restore_leftover
 from proxy.energy.attribution import Attribution
+from proxy.energy.cpu_part import is_on_cpu
 from proxy.energy.ledger import Ledger, LedgerDraining
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter
 from proxy.energy.prior import Coefficients, prior
+from proxy.energy.processes import Processes
 from proxy.energy.receipts import Book, share_quality
 from proxy.energy.records import Quality
 from proxy.energy.sources import Device, on_cpu, on_gpus, open_sources
@@ -99,7 +101,13 @@ class Gateway:
         here = any(engine.local for engine in self.engines)
         needs_cpu = any(engine.kind in ON_CPU for engine in self.engines)
         sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here, needs_cpu)
-        self.meter = Meter(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval)
+        processes = Processes(self._engines_on_our_cpu)
+        self.meter = Meter(
+            sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval, processes=processes
+        )
+        for device in self.meter.devices.values():
+            if device.withheld:
+                self.attribution.withhold(device.name, device.withheld)
         self._opened.push_async_callback(self.meter.close)
         self._opened.push_async_callback(self._lanes.close)
         await self._start_engines(self.engines)
@@ -275,6 +283,15 @@ class Gateway:
         names = next((lane.engine.devices for lane in self.lanes if lane.name == engine), ())
         return {known[name].component: share_quality(known[name].quality) for name in names if name in known}
 
+    def _engines_on_our_cpu(self) -> list[Engine]:
+        """Those whose joules are partly a processor's of this machine, which their process's time then shares."""
+        local = tuple(f"{name}/" for name, host in self.config.known_hosts().items() if host.local)
+        return [
+            lane.engine
+            for lane in list(self.lanes)
+            if lane.engine.local and any(is_on_cpu(name) and name.startswith(local) for name in lane.engine.devices)
+        ]
+
     def _device_model(self, engine: Engine) -> str:
         """The name of the engine's accelerator, for its prior; the host's processor where it has none."""
         devices: list[Device] = [d for d in self.meter.devices.values() if d.name in engine.devices]
@@ -292,7 +309,10 @@ class Gateway:
         self.said += await asyncio.to_thread(restore_leftover, knobs)
         actuator = PowerActuator(knobs)
         self._opened.push_async_callback(asyncio.to_thread, actuator.restore)
-        return Control(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight)
+        return Control(
+            *(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight),
+            setting=self.attribution.setting,
+        )
 
     # The API --------------------------------------------------------------------------------------------------------
 

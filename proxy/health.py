@@ -87,4 +87,4 @@ async def _ask_counters(lane: Lane, attribution: Attribution) -> None:
     sample = lane.engine.parse((asked + clock.now()) / 2, body)
     if sample is not None:
         lane.sample = sample
-        attribution.engine(lane.name, sample.t, sample.steps, sample.output_tokens)
+        attribution.engine(lane.name, sample.t, sample.steps, sample.output_tokens, sample.cached_tokens)

@@ -52,6 +52,15 @@ class LiveGateway:
     def unsettled(self, tenant: str, run: str) -> set[str]:
         return {one.id for one in (*self._book.pending(tenant, run), *self._meter.writing(tenant, run))}
 
+    def why_unknown(self, engine: str) -> str | None:
+        if (withheld := self._attribution.why_withheld(engine)) is not None:
+            return withheld
+        known = self._meter.devices
+        lane = next((lane for lane in self._lanes if lane.name == engine), None)
+        if lane is None or any(name in known for name in lane.engine.devices):
+            return None
+        return f"no counter saw what engine {engine} did; name its devices in the configuration (devices: [host/gpu:0])"
+
     def close_run(self, tenant: str, run: str) -> bool:
         return self._book.ask_to_close(tenant, run)
 
@@ -74,6 +83,7 @@ class LiveGateway:
                 "limit": lane.gate.limit,
                 "devices": list(lane.engine.devices),
                 "sample": asdict(lane.sample) if lane.sample else None,
+                "attribution": self._attribution.method(lane.name, clock.now()),
             }
             for lane in self._lanes
         ]

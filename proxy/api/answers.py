@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
+from proxy.energy.method import Method
 from proxy.energy.records import Outcome, Quality
 
 
@@ -89,7 +90,10 @@ class Runs(BaseModel):
 
 
 class Request(Energy):
-    """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`."""
+    """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`.
+
+    `why_unknown` says why joules are null that could otherwise be had.
+    """
 
     id: str
     step: str
@@ -113,6 +117,7 @@ class Request(Energy):
     settled: bool
     open_joules: float = 0.0
     provisional: bool = False
+    why_unknown: str | None = None
     by_component: dict[str, float]
     by_phase: dict[str, float]
 
@@ -132,6 +137,7 @@ class Run(RunHead, Energy):
     settled: bool
     open_joules: float
     provisional: bool
+    why_unknown: str | None = None
     requests: list[Request]
     by_step: dict[str, Step]
 
@@ -155,6 +161,7 @@ class Engine(Energy):
     limit: int | None = None
     devices: list[str] = []
     sample: dict[str, Any] | None = None
+    attribution: Method | None = None
     by_component: dict[str, float]
 
 

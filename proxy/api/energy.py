@@ -1,7 +1,7 @@
 """The JSON API under `/energy`: what the ledger knows, and what is still open in the gateway."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -60,6 +60,10 @@ class Live(Protocol):
 
     def close_run(self, tenant: str, run: str) -> bool:
         """Take no more requests into this segment of the run. False where no such run is open."""
+        ...
+
+    def why_unknown(self, engine: str) -> str | None:
+        """Why the joules of this engine's requests are not known; None where they are."""
         ...
 
     async def committed(self) -> None:
@@ -198,7 +202,7 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
             found = await asyncio.to_thread(reader.request, request_id) or found
         _, open_uj = live.provisional_uj(found["tenant"], found["run"])
         state = {"settled": settled, **_provisional(open_uj.get(request_id, 0))}
-        return answers.RequestAlone.model_validate(found | state)
+        return answers.RequestAlone.model_validate(found | state | _why_unknown(live, [found]))
 
     @api.get("/engines", summary="The engines, and what their requests have cost")
     async def engines(request: Request) -> answers.Engines:
@@ -223,8 +227,19 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
 def _open(live: Live, run: dict[str, Any]) -> dict[str, Any]:
     """What is predicted for a run and for each of its requests, beside what is settled."""
     total_uj, by_request = (0, {}) if run["settled"] else live.provisional_uj(run["tenant"], run["run"])
-    requests = [request | _provisional(by_request.get(request["id"], 0)) for request in run["requests"]]
-    return {"requests": requests, **_provisional(total_uj)}
+    requests = [
+        request | _provisional(by_request.get(request["id"], 0)) | _why_unknown(live, [request])
+        for request in run["requests"]
+    ]
+    return {"requests": requests, **_provisional(total_uj), **_why_unknown(live, run["requests"])}
+
+
+def _why_unknown(live: Live, requests: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Why no joule is known of any of these requests, where the engine of one of them says so."""
+    if any(request["joules"] is not None for request in requests):
+        return {"why_unknown": None}
+    engines = dict.fromkeys(request["engine"] for request in requests if request["engine"] is not None)
+    return {"why_unknown": next(filter(None, map(live.why_unknown, engines)), None)}
 
 
 def _provisional(open_uj: int) -> dict[str, Any]:

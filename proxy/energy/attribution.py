@@ -7,13 +7,16 @@ windows come out. How a window is shared is `share`'s business, what is known of
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import inf
 
+from proxy.energy.cpu_part import CpuTime, is_on_cpu
+from proxy.energy.method import Method, method
 from proxy.energy.prior import Coefficients
 from proxy.energy.provisional import Provisional
 from proxy.energy.serving import Round, Serving
+from proxy.energy.settings import Settings
 from proxy.energy.share import Plan, Settled, Window
 from proxy.energy.work import Progress
 
@@ -45,7 +48,8 @@ class Attribution:
         self._longest_window_s = longest_window_s
         self._engines: dict[str, Serving] = {}
         self._devices: dict[str, _DeviceState] = {}
-        self._settings: dict[str, str] = {}
+        self._settings = Settings()
+        self._withheld: dict[str, str] = {}  # device -> why its joules cannot be shared out
         self._provisional = Provisional()
         self._failed = False
 
@@ -70,23 +74,42 @@ class Attribution:
         """Use other prices from now on: the engine has told which model it serves."""
         self._engines[engine].believe(prices)
 
-    def setting(self, device: str, setting: str) -> None:
-        """Clocks and limits of a device changed: `setting` names them. Work costs something else from now on."""
-        self._settings[device] = setting
+    def setting(self, device: str, t: float, setting: str) -> None:
+        """Clocks and limits of a device changed at `t`: `setting` names them. Work costs something else since then."""
+        self._settings.change(device, t, setting)
+
+    def withhold(self, device: str, why: str) -> None:
+        """Share nothing of this device: its counter cannot tell one request's joules from another's. An engine on it
+        has no figure for a request then, for one without this device would be taken for the whole."""
+        self._withheld[device] = why
 
     def start(self, progress: Progress) -> None:
         """An attempt left the gate. Its later life is read from `progress` itself."""
         self._engines[progress.engine].start(progress)
 
-    def engine(self, name: str, t: float, steps: float | None, output_tokens: float | None) -> None:
+    def engine(
+        self,
+        name: str,
+        t: float,
+        steps: float | None,
+        output_tokens: float | None,
+        cached_tokens: float | None = None,
+    ) -> None:
         """An engine's own cumulative counters. A restart (counters that fall) starts them anew."""
         engine = self._engines[name]
+        if cached_tokens is not None:
+            engine.hits.look(t, cached_tokens, engine.attempts)
         if steps is not None:
             engine.pace.count(t, steps)
         engine.has_counters = steps is not None or output_tokens is not None
         if output_tokens is not None:
             settled = max((state.settled for state in self._states(engine)), default=-inf)
             engine.foreign.look(name, t, output_tokens, engine.attempts, settled)
+
+    def cpu(self, time: CpuTime) -> None:
+        """CPU time of an engine's processes and of their host."""
+        if (engine := self._engines.get(time.engine)) is not None:
+            engine.cpu.look(time)
 
     def reading(self, device: str, t: float, raw_uj: int) -> None:
         """A counter's reading. A window ends where the counter moves, or after `longest_window_s` without that."""
@@ -145,7 +168,7 @@ class Attribution:
             if not state.windows and now - state.seen > GAP_S:
                 state.settled = max(state.settled, now - GAP_S)  # a lost counter holds nobody up
         for engine in self._engines.values():
-            engine.learn(self._setting(engine))
+            engine.learn(self._settings.now(engine.main_device))
             engine.forget(min((state.settled for state in self._states(engine)), default=inf))
 
     def is_settled(self, progress: Progress) -> bool:
@@ -171,13 +194,27 @@ class Attribution:
 
     def foreign_known(self) -> dict[str, bool]:
         """Whether foreign work on a device could be seen of late: all its engines said how many tokens they made, and
-        no request hid its own. Without that nothing found does not mean that there was nothing."""
+        no request hid its own; on a processor, the CPU time of all of them was known. Without that nothing found does
+        not mean that there was nothing."""
         known: dict[str, bool] = {}
         for engine in self._engines.values():
             for device in engine.devices:
                 if (state := self._devices.get(device)) is not None:
-                    known[device] = known.get(device, True) and engine.foreign.is_known(state.seen)
+                    tells = engine.cpu if is_on_cpu(device) else engine.foreign
+                    known[device] = known.get(device, True) and tells.is_known(state.seen)
         return {name: known.get(name, False) for name in self._devices}
+
+    def method(self, engine: str, now: float) -> Method | None:
+        """How an engine's joules are shared out; None for an engine that is not known."""
+        found = self._engines.get(engine)
+        if found is None:
+            return None
+        return method(found, now, self._settings.now(found.main_device), self.why_withheld(engine))
+
+    def why_withheld(self, engine: str) -> str | None:
+        """Why an engine's requests have no figures; None where they have."""
+        found = self._engines.get(engine)
+        return next((self._withheld[name] for name in found.devices if name in self._withheld), None) if found else None
 
     def provisional_uj(self, progress: Progress, now: float) -> int:
         """Microjoules predicted for an attempt in windows that are still open.
@@ -186,7 +223,7 @@ class Attribution:
         costs next to nothing. Since the last window an attempt gets its even share at that one's power.
         """
         engine = self._engines.get(progress.engine)
-        if engine is None:
+        if engine is None or self.why_withheld(engine.name):
             return 0
         if self._provisional.stale:
             self._predict_open(now)
@@ -205,26 +242,31 @@ class Attribution:
         return [self._devices[device] for device in engine.devices if device in self._devices]
 
     def _share(self, window: Window, round_: Round) -> Settled:
-        if not window.gap:
+        if not window.gap and window.device not in self._withheld:
             try:
                 plan = round_.plan(window)
                 self._learn(window, plan)
-                return plan.settle(window)
+                return self._shown(plan.settle(window))
             except Exception:  # the books of all the others go on; what cannot be shared is nobody's
                 self._say_failed(window)
         return Settled(window.device, window.t0, window.t1, (), gap_uj=window.delta_uj)
 
+    def _shown(self, settled: Settled) -> Settled:
+        """Without the shares of engines that also have a device whose joules are withheld."""
+        if not self._withheld or not any(self.why_withheld(engine.name) for engine in self._on(settled.device)):
+            return settled
+        kept = tuple(share for share in settled.shares if not self.why_withheld(share.progress.engine))
+        withheld_uj = sum(share.uj for share in settled.shares) - sum(share.uj for share in kept)
+        return replace(settled, shares=kept, gap_uj=settled.gap_uj + withheld_uj)
+
     def _learn(self, window: Window, plan: Plan) -> None:
-        """One engine's work alone, for its first device: the others of a group do the same again."""
+        """One engine's work alone, under one setting of clocks and limits."""
         if plan.alone is not None:
             name, quantities = plan.alone
-            engine = self._engines.get(name)
-            if engine is not None and engine.devices[0] == window.device:
-                seconds = window.t1 - window.t0
-                engine.fit.observe(quantities, window.delta_uj / 1e6, seconds, self._setting(engine))
-
-    def _setting(self, engine: Serving) -> str:
-        return self._settings.get(engine.devices[0], "") if engine.devices else ""
+            engine, setting = self._engines.get(name), self._settings.during(window.device, window.t0, window.t1)
+            if engine is not None and engine.main_device == window.device and setting is not None:
+                joules = window.delta_uj / 1e6 * plan.part
+                engine.fit.observe(quantities, joules, window.t1 - window.t0, setting)
 
     def _predict_open(self, now: float) -> None:
         self._provisional.stale = False

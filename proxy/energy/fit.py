@@ -121,12 +121,15 @@ class Fit:
     def _watch(self, off: float) -> None:
         """Notice that predictions have come to be off: then what was learnt counts for little."""
         self._off_windows += 1
+        if self._off_windows <= 0:
+            return
         self._off += (off - self._off) / min(self._off_windows, _DRIFT_WINDOWS)
         if self._off_windows >= _DRIFT_WINDOWS and abs(self._off) > _DRIFT:
             self.drifts += 1
-            self._off, self._off_windows = 0.0, 0
+            # Not looked at again before it is learnt anew: else one change would be found twice.
+            self._off, self._off_windows = 0.0, -ENOUGH
             for sums in self._sums.values():
-                sums.fade(0.02)
+                sums.fade(min(1.0, 1 / (sums.windows or 1)))
 
 
 def _least(precision: Floats, pull: Floats, start: Floats) -> Floats:

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from proxy import clock
 from proxy.energy.attribution import Attribution
+from proxy.energy.cpu_part import CpuTime
 from proxy.energy.ledger import Ledger, LedgerError
 from proxy.energy.ledger_reader import LedgerReader, Parts
+from proxy.energy.processes import Processes
 from proxy.energy.receipts import Book, Receipt, Second, tokens_by_label
 from proxy.energy.records import DeviceRecord, Quality
 from proxy.energy.sources import Device, Reading, Source
@@ -37,7 +39,10 @@ class Meter:
         ledger: Ledger,
         metrics: Metrics,
         interval_s: float,
+        processes: Processes | None = None,
     ) -> None:
+        """`processes` tells the CPU time of engines on this machine; without it theirs is not known."""
+        self._processes = processes
         self._sources, self._attribution, self._book = sources, attribution, book
         self._ledger, self._metrics, self._interval_s = ledger, metrics, interval_s
         self._reading = ThreadPoolExecutor(1, "counters")
@@ -104,12 +109,16 @@ class Meter:
     async def read(self) -> None:
         """One round of readings into attribution."""
         loop = asyncio.get_running_loop()
-        for reading in await loop.run_in_executor(self._reading, self._read_sources):
+        readings, times = await loop.run_in_executor(self._reading, self._read_all)
+        for reading in readings:
             self._take(reading)
+        for time_ in times:
+            self._attribution.cpu(time_)
         self._attribution.mark(clock.now())
 
-    def _read_sources(self) -> list[Reading]:
-        return [reading for source in self._sources for reading in source.read()]
+    def _read_all(self) -> tuple[list[Reading], list[CpuTime]]:
+        readings = [reading for source in self._sources for reading in source.read()]
+        return readings, self._processes.read() if self._processes is not None else []
 
     def _take(self, reading: Reading) -> None:
         name = reading.device

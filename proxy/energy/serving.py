@@ -2,8 +2,11 @@
 
 from collections.abc import Iterable, Sequence
 
+from proxy.energy.apportion import apportion
+from proxy.energy.cpu_part import CpuPart, is_on_cpu
 from proxy.energy.fit import Fit
 from proxy.energy.foreign import Foreign
+from proxy.energy.hits import Hits
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
 from proxy.energy.share import Load, Plan, Window, busy_s, plan
@@ -15,15 +18,21 @@ class Serving:
 
     def __init__(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
         self.name, self.devices = name, tuple(devices)
-        self.believe(prices)
+        self.prices, self.fit = prices, Fit(prices)
         self.has_counters = False
         self.attempts: list[Progress] = []
         self.started = 0  # attempts in all
-        self.pace, self.foreign = Pace(), Foreign()
+        self.pace, self.foreign, self.hits, self.cpu = Pace(), Foreign(), Hits(), CpuPart()
+
+    @property
+    def main_device(self) -> str:
+        """The one whose joules teach the prices: a GPU where there is one. The others of a group do the same again."""
+        return next((name for name in self.devices if not is_on_cpu(name)), self.devices[0] if self.devices else "")
 
     def believe(self, prices: Coefficients) -> None:
-        """Begin from these prices; what was learnt of others is forgotten."""
-        self.prices, self.fit = prices, Fit(prices)
+        """Begin from these prices. What was learnt of others is forgotten, and kept where they are the same again."""
+        if prices != self.fit.prior:
+            self.prices, self.fit = prices, Fit(prices)
 
     def learn(self, setting: str) -> None:
         """Use what the windows showed, under the setting of clocks and limits that holds now."""
@@ -49,10 +58,12 @@ class Serving:
                     progress.marks.pop(0)
             else:
                 self.foreign.relay(progress)
+                self.hits.relay(progress)
                 self.pace.learn(progress, self.prices)
         self.attempts = keep
         self.pace.forget(horizon)
         self.foreign.forget(horizon)
+        self.cpu.forget(horizon)
 
 
 class _View:
@@ -106,8 +117,10 @@ class Round:
         self._by_device: dict[str, list[_View]] = {}
         self._sweeps: dict[str, list[_Sweep]] = {}
         self._ahead: dict[str, list[_Sweep]] = {}
-        self._plans: dict[tuple[tuple[int, ...], float, float], Plan] = {}
+        self._plans: dict[tuple[tuple[int, ...], float, float, bool], Plan] = {}
+        self._engines: dict[str, Serving] = {}
         for engine in engines:
+            self._engines[engine.name] = engine
             view = _View(engine)
             for device in engine.devices:
                 self._by_device.setdefault(device, []).append(view)
@@ -123,13 +136,36 @@ class Round:
 
     def plan(self, window: Window) -> Plan:
         """How the window is shared."""
-        views = self._by_device.get(window.device, [])
-        key = tuple(map(id, views)), window.t0, window.t1
+        views, on_cpu = self._by_device.get(window.device, []), is_on_cpu(window.device)
+        key = tuple(map(id, views)), window.t0, window.t1, on_cpu
         if (known := self._plans.get(key)) is None:
-            sweeps = self._on(window.device, self._sweeps)
-            loads = [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
-            known = self._plans[key] = plan(loads, window.t0, window.t1, self._now, banded=self._settling)
+            known = self._plans[key] = self._on_cpu(window) if on_cpu else self._pooled(window)
         return known
+
+    def _pooled(self, window: Window) -> Plan:
+        """By the predicted work of all, whichever engine it is on."""
+        return self._plan(self._loads(window), window)
+
+    def _on_cpu(self, window: Window) -> Plan:
+        """By CPU time, as far as engines' processes are known; what these leave is the others', and nobody's else."""
+        loads = self._loads(window)
+        parts = {load.engine: self._engines[load.engine].cpu.during(window.t0, window.t1) for load in loads}
+        known = [(self._plan([load], window), part) for load in loads if (part := parts[load.engine]) is not None]
+        others = [load for load in loads if parts[load.engine] is None]
+        if not known:
+            return self._plan(others, window)
+        busy = 1.0
+        if not any(load.foreign for load in loads):
+            everybody = [progress for load in loads for progress in load.attempts]
+            busy = busy_s(everybody, window.t0, window.t1, self._now) / (window.t1 - window.t0)
+        return apportion(known, self._plan(others, window) if others else None, busy)
+
+    def _plan(self, loads: Sequence[Load], window: Window) -> Plan:
+        return plan(loads, window.t0, window.t1, self._now, banded=self._settling)
+
+    def _loads(self, window: Window) -> list[Load]:
+        sweeps = self._on(window.device, self._sweeps)
+        return [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
 
     def _on(self, device: str, sweeps: dict[str, list[_Sweep]]) -> list[_Sweep]:
         if (known := sweeps.get(device)) is None:

@@ -116,6 +116,7 @@ class Plan:
     busy: float  # the part of the time in which anything was in flight
     # Where one engine alone was at work, and all the time: which, and its steps, uncached prompt, output and context.
     alone: tuple[str, Floats] | None
+    part: float = 1.0  # of all that is busy, what this plan is about
 
     def settle(self, window: Window) -> Settled:
         """The window shared for good."""

@@ -15,9 +15,9 @@ class Progress:
     """One attempt as it runs; the data plane writes, attribution reads. Times are Unix seconds.
 
     `frames` counts content frames seen so far; `marks` are (time, frames) at readings. Token counts are null until the
-    engine's usage is known. `prompt_guess` stands in for the prompt's length until then. Of an attempt without a stream
-    `marks` are (time, output tokens) and `first_guess` is its first token, both as they were guessed for windows that
-    could wait no longer (`hold`).
+    engine's usage is known. `prompt_guess` stands in for the prompt's length until then, and `cached_guess` for its
+    cached part as long as no usage tells it (`hits`). Of an attempt without a stream `marks` are (time, output tokens)
+    and `first_guess` is its first token, both as they were guessed for windows that could wait no longer (`hold`).
     """
 
     request_id: str
@@ -34,6 +34,7 @@ class Progress:
     output_tokens: int | None = None
     marks: list[tuple[float, float]] = field(default_factory=list)
     first_guess: float | None = None
+    cached_guess: int = 0
 
     @property
     def visible(self) -> bool:
@@ -44,7 +45,7 @@ class Progress:
     def uncached(self) -> int:
         """Prompt tokens that the engine had to compute, as far as that is known."""
         prompt = self.prompt_tokens if self.prompt_tokens is not None else self.prompt_guess
-        return max(0, prompt - (self.cached_tokens or 0))
+        return max(0, prompt - (self.cached_guess if self.cached_tokens is None else self.cached_tokens))
 
     def overlaps(self, t0: float, t1: float) -> bool:
         return self.dispatched < t1 and (self.ended is None or self.ended > t0)
@@ -98,7 +99,7 @@ def work_in(
     start, end = progress.dispatched, progress.ended if progress.ended is not None else max(now, t1)
     prompt = progress.prompt_tokens if progress.prompt_tokens is not None else progress.prompt_guess
     first = first_token(progress, end, prices)
-    if t0 <= start < end <= t1 and progress.ended is not None and progress.output_tokens:
+    if t0 < start < end <= t1 and progress.ended is not None and progress.output_tokens:
         # All of it, as with most requests that are shorter than a window: nothing needs to be placed.
         tokens = progress.output_tokens
         prefill_s = max(0.0, min(first, end) - start)

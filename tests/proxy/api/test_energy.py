@@ -45,6 +45,7 @@ class Gateway:
     in_flight: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     devices: dict[str, DeviceBooks] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    withheld: dict[str, str] = field(default_factory=dict)
     commit: asyncio.Event = field(default_factory=asyncio.Event)
 
     def books(self) -> Mapping[str, DeviceBooks]:
@@ -59,6 +60,9 @@ class Gateway:
 
     def close_run(self, tenant: str, run: str) -> bool:
         return (tenant, run) in self.in_flight
+
+    def why_unknown(self, engine: str) -> str | None:
+        return self.withheld.get(engine)
 
     async def committed(self) -> None:
         await self.commit.wait()
@@ -124,6 +128,7 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
             "quality": "attributed",
             "open_joules": 0.0,
             "provisional": False,
+            "why_unknown": None,
             "by_component": {"gpu": 3.000001},
             "by_phase": {"prefill": 3.000001, "decode": 0.0},
         }
@@ -144,6 +149,7 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
         "quality": "attributed",
         "open_joules": 0.0,
         "provisional": False,
+        "why_unknown": None,
         "by_step": {"query": {"requests": 1, "joules": 3.000001, "output_tokens": 8}},
     }
 
@@ -157,6 +163,15 @@ async def test_what_is_not_settled_is_beside_the_joules_and_marked(gateway: Gate
     assert run["requests"][0]["open_joules"] == 1.5 and run["requests"][0]["provisional"] is True
     request = (await client.get("/energy/requests/q1")).json()
     assert (request["run"], request["workflow"], request["open_joules"]) == ("r1", "search", 1.5)
+
+
+async def test_joules_that_cannot_be_known_are_null_with_a_reason(gateway: Gateway, client: httpx.AsyncClient) -> None:
+    gateway.ledger.write(replace(WHOLE, energy=[]))
+    gateway.withheld["e1"] = "h1/gpu:0 is split by MIG"
+    run = (await client.get("/energy/runs/r1")).json()
+    request = (await client.get("/energy/requests/q1")).json()
+    for figures in (run, run["requests"][0], request):
+        assert figures["joules"] is None and figures["why_unknown"] == "h1/gpu:0 is split by MIG"
 
 
 async def test_wait_answers_with_the_figures_of_the_commit_that_settles(
