@@ -159,8 +159,11 @@ def energy(
     from proxy.energy.ledger_reader import LedgerReader
 
     with one_line_errors():
-        path = ledger or (load(config).ledger.path if config else LedgerConfig().path)
-        show(LedgerReader(path), json, out)
+        known = load(config) if config else None
+        path = ledger or (known.ledger.path if known else LedgerConfig().path)
+        pue = {name: host.pue for name, host in known.known_hosts().items()} if known else {}
+        engines = {one.name: one.devices[0].partition("/")[0] for one in known.engines if one.devices} if known else {}
+        show(LedgerReader(path), json, out, pue, engines)
 
 
 @app.command()

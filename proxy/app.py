@@ -21,6 +21,7 @@ from proxy.control.actuator import PowerActuator
 from proxy.control.knobs import PowerKnob, open_knobs
 from proxy.control.loop import Control
 from proxy.control.restore import restore_leftover
+from proxy.energy import learnt
 from proxy.energy.attribution import Attribution
 from proxy.energy.cpu_part import is_on_cpu
 from proxy.energy.ledger import Ledger, LedgerDraining
@@ -52,6 +53,7 @@ TENANTS = ("/energy/workflows", "/energy/runs", "/energy/requests")  # each show
 
 log = logging.getLogger("joulegate")
 
+_KEEP_LEARNT_S = 60.0
 _HAND_OVER_S = 3600.0  # how long a gateway waits for the one before it to close its books
 
 
@@ -105,6 +107,8 @@ class Gateway:
         self.meter = Meter(
             sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval, processes=processes
         )
+        self.attribution.remember(await asyncio.to_thread(learnt.read, learnt.beside(config.ledger.path)))
+        self._opened.push_async_callback(self._keep_learnt)
         for device in self.meter.devices.values():
             if device.withheld:
                 self.attribution.withhold(device.name, device.withheld)
@@ -131,6 +135,7 @@ class Gateway:
             "reading the counters": self.meter.read_forever,
             "closing the books": self.meter.commit_forever,
             "the policy's loop": self.control.run_forever,
+            "keeping what was learnt": self._keep_learnt_forever,
         }
         tasks = [asyncio.create_task(forever(what, run)) for what, run in loops.items()]
         self._opened.push_async_callback(_end, tasks)
@@ -301,6 +306,15 @@ class Gateway:
     def _price(self, engine: Engine, model: str) -> Coefficients:
         return prior(self._device_model(engine), model)
 
+    async def _keep_learnt_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_LEARNT_S)
+            await self._keep_learnt()
+
+    async def _keep_learnt(self) -> None:
+        path, content = learnt.beside(self.config.ledger.path), learnt.encode(self.attribution.learnt())
+        await asyncio.to_thread(learnt.write, path, content)
+
     # Control --------------------------------------------------------------------------------------------------------
 
     async def _control(self) -> Control:
@@ -318,7 +332,8 @@ class Gateway:
 
     def _api(self, reader: LedgerReader) -> FastAPI:
         api = FastAPI(title="Joulegate", version=self._version, docs_url="/docs", redoc_url=None)
-        self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes)
+        pue = {name: host.pue for name, host in self.config.known_hosts().items()}
+        self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes, pue)
         api.include_router(energy_api.router(reader, self.live))
         api.include_router(admin.router(self.reload, self._may_administer))
 
@@ -370,6 +385,7 @@ class Gateway:
             engine_up={lane.name: lane.up for lane in self.lanes},
             breaker={lane.name: lane.breaker.state(now) for lane in self.lanes},
             ledger_backlog=self.meter.backlog,
+            methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
         )
 
 

@@ -32,6 +32,16 @@ class Energy(BaseModel):
     quality: Quality | None
 
 
+class Seen(BaseModel):
+    """The same joules above the loaded idle, and with their share of idle, host and PUE (`proxy.energy.views`).
+
+    Null where the floor is not known yet, or nothing of the work is.
+    """
+
+    active_joules: float | None = None
+    full_joules: float | None = None
+
+
 class Tokens(BaseModel):
     prompt_tokens: int
     cached_tokens: int
@@ -46,7 +56,7 @@ class Step(BaseModel):
     output_tokens: int
 
 
-class Workflow(Energy, Tokens):
+class Workflow(Energy, Seen, Tokens):
     """The totals of one workflow of one tenant. `runs` counts segments, `mean_duration_s` is over the ended ones."""
 
     tenant: str
@@ -89,7 +99,7 @@ class Runs(BaseModel):
     runs: list[RunSummary]
 
 
-class Request(Energy):
+class Request(Energy, Seen):
     """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`.
 
     `why_unknown` says why joules are null that could otherwise be had.
@@ -131,7 +141,7 @@ class RequestAlone(Request):
     segment: int
 
 
-class Run(RunHead, Energy):
+class Run(RunHead, Energy, Seen):
     """The newest segment of a run. `joules` are settled; `open_joules` are predicted and still to be settled."""
 
     settled: bool

@@ -1,6 +1,7 @@
 """The JSON API under `/energy`: what the ledger knows, and what is still open in the gateway."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
@@ -14,6 +15,7 @@ from proxy.api import answers
 from proxy.energy.ledger import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import Quality
+from proxy.energy.views import Views
 from proxy.refusal import Refusal
 
 MAX_WAIT_S = 30.0
@@ -60,6 +62,10 @@ class Live(Protocol):
 
     def close_run(self, tenant: str, run: str) -> bool:
         """Take no more requests into this segment of the run. False where no such run is open."""
+        ...
+
+    def views(self) -> Views:
+        """What busy joules are above the loaded idle, and with all that the machine took for them."""
         ...
 
     def why_unknown(self, engine: str) -> str | None:
@@ -140,8 +146,9 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
 
     @api.get("/workflows", summary="Totals of every workflow")
     async def workflows(request: Request, tenant: Tenant = None) -> answers.Workflows:
-        rows = await asyncio.to_thread(reader.workflows, scope(request, tenant))
-        return answers.Workflows.model_validate({"workflows": rows})
+        rows, views = await asyncio.to_thread(reader.workflows, scope(request, tenant)), live.views()
+        seen = [row | views.of_engines(row["by_engine"]) for row in rows]
+        return answers.Workflows.model_validate({"workflows": seen})
 
     @api.get("/runs", summary="Runs opened since a Unix time, newest first")
     async def runs(
@@ -201,8 +208,8 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         if settled:  # asked before the figures are read, so that these are all there
             found = await asyncio.to_thread(reader.request, request_id) or found
         _, open_uj = live.provisional_uj(found["tenant"], found["run"])
-        state = {"settled": settled, **_provisional(open_uj.get(request_id, 0))}
-        return answers.RequestAlone.model_validate(found | state | _why_unknown(live, [found]))
+        state = {"settled": settled, **_provisional(open_uj.get(request_id, 0)), **_why_unknown(live, [found])}
+        return answers.RequestAlone.model_validate(found | state | live.views().of_places(found["by_place"]))
 
     @api.get("/engines", summary="The engines, and what their requests have cost")
     async def engines(request: Request) -> answers.Engines:
@@ -227,11 +234,14 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
 def _open(live: Live, run: dict[str, Any]) -> dict[str, Any]:
     """What is predicted for a run and for each of its requests, beside what is settled."""
     total_uj, by_request = (0, {}) if run["settled"] else live.provisional_uj(run["tenant"], run["run"])
-    requests = [
-        request | _provisional(by_request.get(request["id"], 0)) | _why_unknown(live, [request])
-        for request in run["requests"]
-    ]
-    return {"requests": requests, **_provisional(total_uj), **_why_unknown(live, run["requests"])}
+    views, places = live.views(), Counter[tuple[str, str]]()
+    requests: list[dict[str, Any]] = []
+    for request in run["requests"]:
+        places.update(request["by_place"])
+        beside = _provisional(by_request.get(request["id"], 0)) | _why_unknown(live, [request])
+        requests.append(request | beside | views.of_places(request["by_place"]))
+    beside = _provisional(total_uj) | _why_unknown(live, run["requests"]) | views.of_places(places)
+    return {"requests": requests, **beside}
 
 
 def _why_unknown(live: Live, requests: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:

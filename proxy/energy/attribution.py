@@ -10,8 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import inf
+from typing import Any
 
 from proxy.energy.cpu_part import CpuTime, is_on_cpu
+from proxy.energy.floor import Floor
+from proxy.energy.learnt import Learnt
 from proxy.energy.method import Method, method
 from proxy.energy.prior import Coefficients
 from proxy.energy.provisional import Provisional
@@ -44,6 +47,8 @@ class Attribution:
     """Attributes the energy of all devices. Not thread-safe; one owner feeds it in the order of time."""
 
     def __init__(self, settle_s: float = 5.0, longest_window_s: float = 1.0) -> None:
+        self._learnt: dict[str, dict[str, Any]] = {}  # by an earlier process, of engines
+        self.floors: dict[str, Floor] = {}
         self._settle_s = settle_s
         self._longest_window_s = longest_window_s
         self._engines: dict[str, Serving] = {}
@@ -55,10 +60,14 @@ class Attribution:
 
     # What goes in ---------------------------------------------------------------------------------------------------
 
+    def remember(self, learnt: Learnt) -> None:
+        """What an earlier process knew; to be told before any engine is."""
+        self._learnt, self.floors = learnt.engines, learnt.floors
+
     def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
         """Know an engine. Under a name that is known, another one takes its place on the same devices: it has counters
         of its own, and the attempts that the former still serves go on."""
-        engine = Serving(name, devices, prices)
+        engine = Serving(name, devices, prices, self._learnt.get(name))
         if (former := self._engines.get(name)) is not None:
             engine.follow(former)
         self._engines[name] = engine
@@ -101,7 +110,7 @@ class Attribution:
             engine.hits.look(t, cached_tokens, engine.attempts)
         if steps is not None:
             engine.pace.count(t, steps)
-        engine.has_counters = steps is not None or output_tokens is not None
+        engine.has_counters, engine.heard = steps is not None or output_tokens is not None, t
         if output_tokens is not None:
             settled = max((state.settled for state in self._states(engine)), default=-inf)
             engine.foreign.look(name, t, output_tokens, engine.attempts, settled)
@@ -160,6 +169,7 @@ class Attribution:
             ready = list(takewhile(lambda window: self._is_ready(window, round_, now), state.windows))
             for together in _busy_together(ready, round_):
                 settled = self._share(_joined(together), round_)
+                self._look_at_floor(settled)
                 for window in together:
                     state.windows.popleft()
                     self._provisional.drop(window)
@@ -210,6 +220,11 @@ class Attribution:
         if found is None:
             return None
         return method(found, now, self._settings.now(found.main_device), self.why_withheld(engine))
+
+    def learnt(self) -> Learnt:
+        """What would be a pity to forget when this process ends: prices by engine, floors by device."""
+        fits = {name: engine.fit.state() for name, engine in self._engines.items() if engine.fit.windows}
+        return Learnt(self._learnt | fits, self.floors)
 
     def why_withheld(self, engine: str) -> str | None:
         """Why an engine's requests have no figures; None where they have."""
@@ -285,6 +300,12 @@ class Attribution:
         except Exception:  # whoever asks gets an answer without it
             self._say_failed(window)
             return {}
+
+    def _look_at_floor(self, settled: Settled) -> None:
+        floor = self.floors.get(settled.device)
+        if floor is None:
+            floor = self.floors[settled.device] = Floor()
+        floor.look(settled, any(engine.has_weights(settled.t1) for engine in self._on(settled.device)))
 
     def _say_failed(self, window: Window) -> None:
         if not self._failed:

@@ -12,7 +12,9 @@ et al. 2005). Sums over the windows are all that is kept, and they fade.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +120,35 @@ class Fit:
         error = math.sqrt(float(np.linalg.inv(precision).diagonal().max()))
         self._spread = min(self.prior.spread, max(_LEAST_SPREAD, 1 + error))
 
+    def state(self) -> dict[str, Any]:
+        """All that was learnt, as plain lists and numbers."""
+        return {
+            "c0": self._c0.tolist(),
+            "z": self._z.tolist(),
+            "spread": self._spread,
+            "drifts": self.drifts,
+            "gains": dict(self._gains),
+            "sums": {
+                name: {"pp": sums.pp.tolist(), "pe": sums.pe.tolist(), "windows": sums.windows}
+                for name, sums in self._sums.items()
+            },
+        }
+
+    @classmethod
+    def of(cls, prior: Coefficients, state: Mapping[str, Any]) -> "Fit":
+        """Go on from what `state` gave. Where that was learnt from another prior, or cannot be understood: anew."""
+        fit = cls(prior)
+        try:
+            if state["c0"] != fit._c0.tolist():
+                return cls(prior)
+            fit._z, fit._spread, fit.drifts = _finite(state["z"], 4), float(state["spread"]), int(state["drifts"])
+            fit._gains = {str(name): float(gain) for name, gain in state["gains"].items()}
+            for name, sums in state["sums"].items():
+                fit._sums[name] = _Sums(_finite(sums["pp"], 4, 4), _finite(sums["pe"], 4), float(sums["windows"]))
+            return fit
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return cls(prior)
+
     def _watch(self, off: float) -> None:
         """Notice that predictions have come to be off: then what was learnt counts for little."""
         self._off_windows += 1
@@ -130,6 +161,14 @@ class Fit:
             self._off, self._off_windows = 0.0, -ENOUGH
             for sums in self._sums.values():
                 sums.fade(min(1.0, 1 / (sums.windows or 1)))
+
+
+def _finite(numbers: Any, *shape: int) -> Floats:
+    """An array of this shape. Raises ValueError for anything else."""
+    found = np.array(numbers, dtype=np.float64).reshape(shape)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{found} is not finite")
+    return found
 
 
 def _least(precision: Floats, pull: Floats, start: Floats) -> Floats:

@@ -1,6 +1,7 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from proxy.energy.apportion import apportion
 from proxy.energy.cpu_part import CpuPart, is_on_cpu
@@ -12,14 +13,21 @@ from proxy.energy.prior import Coefficients
 from proxy.energy.share import Load, Plan, Window, busy_s, plan
 from proxy.energy.work import Progress, hold
 
+_RECENT_S = 10.0
+
 
 class Serving:
     """An engine's attempts that still matter, and what its own cumulative counters say over time."""
 
-    def __init__(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
-        self.name, self.devices = name, tuple(devices)
-        self.prices, self.fit = prices, Fit(prices)
+    def __init__(
+        self, name: str, devices: Sequence[str], prices: Coefficients, learnt: Mapping[str, Any] | None = None
+    ) -> None:
+        """`learnt` is what an earlier process knew of this engine's prices (`Fit.state`)."""
+        self.name, self.devices, self.learnt = name, tuple(devices), learnt or {}
+        self.fit = Fit.of(prices, self.learnt)
+        self.prices = self.fit.prices()
         self.has_counters = False
+        self.heard: float | None = None  # when its counters were last told
         self.attempts: list[Progress] = []
         self.started = 0  # attempts in all
         self.pace, self.foreign, self.hits, self.cpu = Pace(), Foreign(), Hits(), CpuPart()
@@ -29,10 +37,17 @@ class Serving:
         """The one whose joules teach the prices: a GPU where there is one. The others of a group do the same again."""
         return next((name for name in self.devices if not is_on_cpu(name)), self.devices[0] if self.devices else "")
 
+    def has_weights(self, t: float) -> bool:
+        """Whether it had its weights in memory at `t`, as far as that shows: it told its counters, or has served."""
+        if self.heard is not None:
+            return t - self.heard <= _RECENT_S
+        return self.started > 0
+
     def believe(self, prices: Coefficients) -> None:
         """Begin from these prices. What was learnt of others is forgotten, and kept where they are the same again."""
         if prices != self.fit.prior:
-            self.prices, self.fit = prices, Fit(prices)
+            self.fit = Fit.of(prices, self.learnt)
+            self.prices = self.fit.prices()
 
     def learn(self, setting: str) -> None:
         """Use what the windows showed, under the setting of clocks and limits that holds now."""
