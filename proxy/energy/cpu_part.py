@@ -14,6 +14,8 @@ from typing import NamedTuple
 from proxy.energy.work import part
 
 ON_CPU = ("cpu", "dram")  # components that a process moves by its CPU time
+_LEAST_S = 0.1  # CPU time comes in ticks of 0.01 s: less of it says little,
+_WIDER_S = 0.5  # and then what was around it is looked at too
 
 
 def is_on_cpu(device: str) -> bool:
@@ -51,8 +53,9 @@ class CpuPart:
         marks = self._marks
         if len(marks) < 2 or t1 <= marks[0][0] or t0 >= marks[-1][0]:
             return None
-        (own0, host0), (own1, host1) = self._at(t0), self._at(t1)
-        own_s, host_s = own1 - own0, host1 - host0
+        own_s, host_s = self._between(t0, t1)
+        if host_s < _LEAST_S:
+            own_s, host_s = self._between(t0 - _WIDER_S, t1 + _WIDER_S)
         if own_s <= 0 and host_s <= 0:
             return 1.0  # nobody else was there either
         return min(1.0, own_s / host_s) if host_s > 0 else 1.0
@@ -63,8 +66,12 @@ class CpuPart:
 
     def forget(self, horizon: float) -> None:
         """Nobody will ask for a time before `horizon`."""
-        while len(self._marks) > 1 and self._marks[1][0] <= horizon:
+        while len(self._marks) > 1 and self._marks[1][0] <= horizon - _WIDER_S:
             self._marks.popleft()
+
+    def _between(self, t0: float, t1: float) -> tuple[float, float]:
+        (own0, host0), (own1, host1) = self._at(t0), self._at(t1)
+        return own1 - own0, host1 - host0
 
     def _at(self, t: float) -> tuple[float, float]:
         index = min(max(1, bisect_left(self._marks, (t,))), len(self._marks) - 1)

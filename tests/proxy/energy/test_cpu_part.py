@@ -55,6 +55,12 @@ def test_it_is_a_part_whatever_is_read(steps: list[tuple[float, float | None, fl
     assert len(part._marks) <= 210
 
 
+def test_a_moment_of_few_ticks_is_judged_by_what_was_around_it() -> None:
+    part = looked(*((t / 10, 0.004 * t, 0.01 * (t // 2)) for t in range(21)))
+    for t in range(6, 14):
+        assert part.during(t / 10, (t + 1) / 10) == approx(0.8, rel=0.2), "and not all or nothing"
+
+
 def test_which_devices_a_processor_moves() -> None:
     names = ("h1/cpu:0", "h1/dram:1", "h1/gpu:0", "h1/soc:0")
     assert [is_on_cpu(name) for name in names] == [True, True, False, False]
