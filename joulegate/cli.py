@@ -34,7 +34,7 @@ def version() -> str:
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can mend into a line and exit status 1."""
     from proxy.config import ConfigError
-    from proxy.energy.ledger import LedgerError
+    from proxy.energy.ledger_file import LedgerError
 
     try:
         yield

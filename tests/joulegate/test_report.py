@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from joulegate.report import joules_text, show
-from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger import Ledger
+from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import (
     AttemptRecord,
