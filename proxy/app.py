@@ -121,6 +121,7 @@ class Gateway:
         self.forward = Forward(config, self.router, self.keys, self.book, self.attribution, self.metrics, self._parts)
         self.api = self._api(LedgerReader(config.ledger.path))
         await self.meter.read()
+        await self.meter.commit()  # so that even a life of less than a second leaves where the counters stood
         self.control = await self._control()
         await self.control.step()
         loops = {
