@@ -69,10 +69,13 @@ tools:
 # What the gateway adds to an engine, beside its peers; `make bench-proxy BENCH="--soak"` (or --quick) for more (or less).
 PEERS := .venv-peers
 BENCH ?=
-.PHONY: bench-proxy bench-peers
+.PHONY: bench-proxy bench-ledger bench-peers
 
 bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, beside nginx, vllm-router and litellm
 	@$(BIN)/python -m benchmarks.proxy $(BENCH)
+
+bench-ledger: $(VENV)/.dev  ## what a ledger with a million runs costs to ask, to write and to thin out
+	@$(BIN)/python -m benchmarks.ledger $(BENCH)
 
 bench-peers: $(VENV)/.run  ## install the peers that bench-proxy measures, in an environment of their own
 	@$(BIN)/python -m venv --without-pip $(PEERS) && printf '*\n' > $(PEERS)/.gitignore

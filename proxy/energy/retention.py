@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from proxy.energy.sums import DAY_ENERGY, DAY_REQUESTS, DAY_RUNS, DAY_WINDOWS
 
 DAY_S = 86400.0
-_LONGEST_S = 0.02  # what a slice should take; the disk may make it longer
+_LONGEST_S = 0.01  # what a slice should take; the disk, and a checkpoint in it, may make it longer
 _FEWEST, _MOST = 10, 5000
 
 

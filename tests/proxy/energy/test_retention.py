@@ -157,7 +157,7 @@ def test_a_slice_is_as_large_as_time_permits() -> None:
     for _ in range(100):
         retention.took(0.001)
     assert retention.slice_rows == 5000
-    retention.took(0.015)
+    retention.took(0.008)
     assert retention.slice_rows == 5000
     for _ in range(20):
         retention.took(0.06)
