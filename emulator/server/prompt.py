@@ -58,9 +58,11 @@ def of_completion(request: CompletionRequest) -> list[list[int]]:
     given = request.prompt
     if isinstance(given, str):
         return [_begun(request, given)]
-    several = [each for each in given or () if not isinstance(each, int)]
+    if not given:
+        raise Refusal("You must pass at least one prompt")
+    several = [each for each in given if not isinstance(each, int)]
     if not several:
-        return [[each for each in given or () if isinstance(each, int)]]
+        return [[each for each in given if isinstance(each, int)]]
     return [_begun(request, each) if isinstance(each, str) else each for each in several]
 
 

@@ -136,6 +136,8 @@ REFUSALS = [
     one("no prompt", Request(TEXT, {"model": MODEL, "max_tokens": 1})),
     one("empty prompt", text("")),
     one("empty prompt of ids", text([])),
+    one("one prompt of no ids", text([[]])),
+    one("one prompt of no ids, streamed", text([[]], stream=True)),
     one("an id outside the vocabulary", text([2**40])),
     one("an id outside the vocabulary, streamed", text([2**40], stream=True)),
     one("empty prompt of ids, streamed", text([], stream=True)),
