@@ -132,17 +132,16 @@ def test_tools_that_the_engine_cannot_call_are_its_own_error(gateway: Gateway, c
 # What the engine says comes unchanged ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"temperature": -1}, {"max_tokens": -1}, {"prompt": [1000] * 3000}, {"prompt": []}, {"n": 0}, {"top_p": 7}],
-    ids=lambda wrong: next(iter(wrong)),
-)
-def test_its_errors(gateway: Gateway, live_engine: LiveEngine, wrong: dict[str, Any]) -> None:
-    body = raw(live_engine, 4, **wrong)
-    direct = httpx.post(f"{live_engine.url}/v1/completions", json=body)
-    reply = gateway.http.post("/v1/completions", json=body)
-    assert direct.status_code == 400 and (reply.status_code, reply.content) == (400, direct.content)
-    assert gateway.request(reply)["outcome"] == "error"
+def test_its_errors(gateway: Gateway, live_engine: LiveEngine) -> None:
+    wrong: list[dict[str, Any]] = [{"temperature": -1}, {"max_tokens": -1}, {"n": 0}, {"top_p": 7}]
+    wrong += [{"prompt": []}, {"prompt": [1000] * 3000}, {"prompt": [1000] * 3000, "stream": True}]
+    replies: list[httpx.Response] = []
+    for more in wrong:
+        body = raw(live_engine, 4, **more)
+        direct = httpx.post(f"{live_engine.url}/v1/completions", json=body)
+        replies.append(gateway.http.post("/v1/completions", json=body))
+        assert direct.status_code == 400 and (replies[-1].status_code, replies[-1].content) == (400, direct.content)
+    assert {gateway.request(reply)["outcome"] for reply in replies} == {"error"}
 
 
 @pytest.mark.parametrize("path", ["chat", "completions"])
