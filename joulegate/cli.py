@@ -220,7 +220,10 @@ def emulate(
     scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority")] = "fcfs",
     max_num_queued_reqs: Annotated[int | None, typer.Option(help="refuse more in the engine than these")] = None,
     prefix_caching: Annotated[bool, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching")] = True,
-    prompt_tokens_details: Annotated[bool, typer.Option(help="tell cached tokens in each usage")] = True,
+    prompt_tokens_details: Annotated[
+        bool,
+        typer.Option("--enable-prompt-tokens-details/--no-prompt-tokens-details", help="tell cached tokens in usage"),
+    ] = True,
     served_model_name: Annotated[str | None, typer.Option(help="the model's name for clients")] = None,
     power_limit: Annotated[float | None, typer.Option(help="watts that each card is capped at, at the start")] = None,
     seed: Annotated[int, typer.Option(help="another seed gives other answers")] = 0,

@@ -18,7 +18,7 @@ from emulator.host import Host, Package, cards
 from emulator.server.app import App, Served
 from emulator.server.faults import Faults
 from emulator.server.metrics import EngineMetrics
-from emulator.server.serve import Server, server
+from emulator.server.serve import server
 from emulator.server.shell import EngineShell
 from emulator.server.slow import SlowDevice
 from emulator.zeusd.app import Zeusd
@@ -160,7 +160,7 @@ async def serve(
 ) -> None:
     """Serve both until SIGINT or SIGTERM; `ready` is called when both answer."""
     engine = server(emulated.app())
-    daemon = Server(zeusd_server(Zeusd(emulated.host)).config)
+    daemon = zeusd_server(Zeusd(emulated.host))
     servers: list[uvicorn.Server] = [engine, daemon]
 
     def stop() -> None:

@@ -1,7 +1,7 @@
 """What a prompt is to the KV cache: a chain of block hashes.
 
 Two blocks are the same if they hold the same tokens after the same tokens, so a block's hash covers its parent's, its
-own content, and, through the first one's parent, the cache salt (vLLM: `hash_block_tokens`, `v1/core/kv_cache_utils.py`).
+own content, and, through the first one's parent, the cache salt (vLLM: `hash_block_tokens` in `kv_cache_utils.py`).
 """
 
 from collections.abc import Hashable, Sequence

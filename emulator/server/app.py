@@ -224,7 +224,7 @@ class App:
     async def _detokenize(self, scope: Message, receive: Receive, send: Send) -> None:
         request = await self._body(DetokenizeRequest, scope, receive)
         self._check_model(request)
-        prompts.check_tokens(request.tokens or [0])
+        prompts.check_tokens(request.tokens)
         await _reply(send, orjson.dumps({"prompt": tokens.decode(request.tokens)}))
 
     async def _metrics(self, scope: Message, receive: Receive, send: Send) -> None:

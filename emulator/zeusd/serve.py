@@ -3,12 +3,11 @@
 import os
 import socket
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import uvicorn
 
+from emulator.server.serve import Server
 from emulator.zeusd.app import Zeusd
 
 
@@ -36,14 +35,6 @@ def listener(address: str, socket_mode: int = 0o600) -> socket.socket:
         os.umask(before)
     listening.listen(128)
     return listening
-
-
-class Server(uvicorn.Server):
-    """uvicorn's, without its signals: they are for the process, in which an engine may be served too."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 def server(daemon: Zeusd) -> Server:

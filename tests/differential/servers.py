@@ -18,7 +18,7 @@ MOST_REQUESTS = 16  # that run or wait
 # The same words mean the same to both engines.
 LIMITS = [
     *("--served-model-name", MODEL, "--host", "127.0.0.1"),
-    *("--max-model-len", str(MAX_MODEL_LEN), "--block-size", str(BLOCK)),
+    *("--max-model-len", str(MAX_MODEL_LEN), "--block-size", str(BLOCK), "--enable-prompt-tokens-details"),
 ]
 GROUPS = {
     "usual": [*LIMITS, "--max-num-seqs", "16", "--max-num-queued-reqs", str(MOST_REQUESTS)],
@@ -31,7 +31,7 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1
 def vllm(group: str, python: Path, model: Path, log: Path) -> Iterator[str]:
     """The URL of a real vLLM on the CPU that is ready."""
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    how = ["--dtype", "bfloat16", "--enforce-eager", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+    how = ["--dtype", "bfloat16", "--enforce-eager", "--disable-uvicorn-access-log"]
     with _listening([*command, *how, *GROUPS[group]], {**os.environ, **OFFLINE}, log) as url:
         yield url
 
@@ -40,7 +40,8 @@ def vllm(group: str, python: Path, model: Path, log: Path) -> Iterator[str]:
 def emulator(group: str, log: Path) -> Iterator[str]:
     """The URL of an emulated engine that is ready."""
     command = [sys.executable, "-m", "joulegate", "emulate", "--gpu", "a100-40g", "--model", "llama-2-7b"]
-    with _listening([*command, "--zeusd-port", "0", *GROUPS[group]], os.environ, log) as url:
+    command += ["--zeusd-port", "0"]
+    with _listening([*command, *GROUPS[group]], os.environ, log) as url:
         yield url
 
 

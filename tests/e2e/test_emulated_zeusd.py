@@ -1,4 +1,4 @@
-"""A gateway whose host is emulated: what it reads of it, what it says of that, and what it sets on it."""
+"""A gateway before the emulator's zeusd alone: CPUs beside GPUs, a Unix socket, tokens, what a kill leaves behind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -48,30 +48,6 @@ def test_emulated_joules_are_in_the_books_and_called_so(
     assert of_host[GPUS[0]]["workflow_j"] > of_host[GPUS[1]]["workflow_j"] > of_host[CPUS[1]]["workflow_j"] == 0
 
 
-def test_a_counter_that_begins_again_is_a_gap_and_no_negative_energy(
-    make_gateway: Callable[..., Gateway], engine: Engine, zeusd: Any
-) -> None:
-    zeusd.gpus[0].spent_j, zeusd.gpus[0].power_w = 5000.0, 300.0
-    gateway = make_gateway(before(zeusd, engine, GPUS[:1]))
-    until(lambda: gateway.balance()[GPUS[0]]["idle_j"] > 0)
-    zeusd.host.reset_counters()
-    now_j = gateway.balance()[GPUS[0]]["idle_j"]
-    until(lambda: gateway.balance()[GPUS[0]]["idle_j"] > now_j + 30)
-    books = gateway.balance()[GPUS[0]]
-    assert books["residual_j"] == 0 == residual_uj(books)
-    assert all(books[part] >= 0 for part in ("workflow_j", "open_j", "idle_j", "gap_j")) and books["counter_j"] < 5000
-
-
-def test_a_power_limit_arrives_and_is_restored_at_exit(
-    make_gateway: Callable[..., Gateway], engine: Engine, zeusd: Any
-) -> None:
-    zeusd.gpus[1].power_limit_w = 650.0
-    gateway = make_gateway(before(zeusd, engine, GPUS, policy={"name": "static", "power_limit_w": {GPUS[1]: 300}}))
-    until(lambda: limits_w(zeusd) == [700.0, 300.0])
-    gateway.stop()
-    assert limits_w(zeusd) == [700.0, 650.0]
-
-
 def test_after_a_kill_the_command_line_restores_it(
     make_gateway: Callable[..., Gateway], engine: Engine, zeusd: Any
 ) -> None:
@@ -80,19 +56,6 @@ def test_after_a_kill_the_command_line_restores_it(
     gateway.kill()
     done = joulegate("restore", "-c", str(gateway.file), env=gateway.env)
     assert (done.returncode, limits_w(zeusd)) == (0, [700.0, 700.0]), done.stderr
-
-
-def test_a_lost_permission_is_said_once_and_the_gate_goes_on(
-    make_gateway: Callable[..., Gateway], engine: Engine, zeusd: Any
-) -> None:
-    zeusd.host.may_set, zeusd.gpus[0].power_w = False, 400.0
-    table = {"power_limit_w": dict.fromkeys(GPUS, 300), "in_flight": {"narrow": 1}}
-    gateway = make_gateway(before(zeusd, engine, GPUS, policy={"name": "static", **table}))
-    until(lambda: gateway.metric("joulegate_gate_limit", workflow="narrow") == 1)
-    assert gateway.chat({**TAGS, "x-workflow-name": "narrow"}, max_tokens=5).status_code == 200
-    assert gateway.run("r1")["joules"] > 0, "what it may not set it may still read"
-    assert gateway.log().count("not allowed to set power limits") == 1
-    assert limits_w(zeusd) == [700.0, 700.0]
 
 
 def test_a_token_that_may_only_read(

@@ -4,7 +4,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.core.cache import Block, KvCache
@@ -80,6 +80,7 @@ ACTIONS = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(actions=ACTIONS, capacity=st.integers(6, 20))
 def test_it_finds_holds_and_forgets_what_plain_bookkeeping_does(actions: list, capacity: int) -> None:
     cache, plain = KvCache(capacity), PlainCache(capacity)

@@ -1,7 +1,7 @@
 """Blocks are the same exactly if their tokens and all before them are."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emulator.core.prompt import Text, chain, output_of
@@ -9,6 +9,7 @@ from emulator.core.prompt import Text, chain, output_of
 IDS = st.lists(st.integers(0, 2), min_size=1, max_size=40)
 
 
+@settings(deadline=None)
 @given(one=IDS, other=IDS, size=st.integers(1, 5))
 def test_hashes_agree_as_long_as_the_tokens_do(one: list[int], other: list[int], size: int) -> None:
     a, b = chain(one, size), chain(other, size)
@@ -19,6 +20,7 @@ def test_hashes_agree_as_long_as_the_tokens_do(one: list[int], other: list[int],
         assert (a.hashes[at] == b.hashes[at]) == ((at + 1) * size <= same)
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=5), size=st.integers(1, 16))
 def test_every_full_block_has_a_hash(lengths: list[int], size: int) -> None:
     whole = chain([Text(key, tokens) for key, tokens in enumerate(lengths)], size)

@@ -153,7 +153,7 @@ def test_a_limit_of_none_holds_everything_until_it_is_raised(machine: Any) -> No
     assert order(engine, Started) == ["r"]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(data=st.data())
 def test_equal_requests_are_served_in_the_order_of_arrival(data: st.DataObject, make_card: Any) -> None:
     """No one starves: under fcfs nobody starts before somebody who came earlier."""
@@ -173,6 +173,7 @@ def test_equal_requests_are_served_in_the_order_of_arrival(data: st.DataObject, 
     assert [event.request_id for event in events if isinstance(event, Finished)] == ids
 
 
+@settings(deadline=None)
 @given(lengths=st.lists(st.tuples(st.integers(1, 60), st.integers(2, 60)), min_size=1, max_size=6))
 def test_as_many_steps_are_alike_as_blocks_and_ends_allow(lengths: list[tuple[int, int]]) -> None:
     small = EngineSettings(kv_blocks=32, max_model_len=512, max_num_batched_tokens=512)
