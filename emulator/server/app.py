@@ -14,7 +14,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from emulator.server import prompt as prompts
 from emulator.server import tokens
-from emulator.server.exchange import JSON, STREAM, Exchange, Message, Receive, Send, dead
+from emulator.server.exchange import JSON, STREAM, Exchange, Message, Receive, Send
 from emulator.server.faults import Faults
 from emulator.server.filler import Answer, Stops, seed_of
 from emulator.server.frames import DONE, VERSION, ChatFrames, CompletionFrames, Frames, error
@@ -133,8 +133,7 @@ class App:
             await send({"type": "http.response.body", "body": error(refusal) + DONE})
             return None
         self._check_model(request)
-        if self._engine.failed is not None:
-            raise dead()
+        self._engine.check_alive()
         self._engine.check_admission(request.choices)
         return request
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from emulator.server import frames
 from emulator.server.frames import Choice, Frames, Usage
-from emulator.server.refusal import Refusal
+from emulator.server.refusal import Refusal, dead
 from emulator.server.requests import Sampled
 from emulator.server.shell import EngineShell, Feed
 from emulator.server.shell import Sequence as EngineSequence
@@ -70,7 +70,7 @@ class Exchange:
         try:
             while not all(sequence.done for sequence in self._sequences):
                 await self._feed.news()
-                self._check()
+                self._engine.check_alive()
                 if self._gone:
                     return
             choices = [self._choice(sequence) for sequence in self._sequences]
@@ -144,10 +144,6 @@ class Exchange:
         self._withdraw()
         self._feed.wake()
 
-    def _check(self) -> None:
-        if self._engine.failed is not None:
-            raise dead()
-
     def _choice(self, sequence: EngineSequence) -> Choice:
         answer = sequence.answer
         return Choice(answer.take(answer.tokens), answer.finish_reason, answer.stop_reason)
@@ -163,9 +159,3 @@ class Exchange:
             full = len(sequence.prompt) // self._block_size * self._block_size
             created = max(0, full - cached)
         return Usage(self._prompt_tokens, completion, cached, created)
-
-
-def dead() -> Refusal:
-    """What everybody is told once the engine has failed."""
-    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
-    return Refusal(message, 500, "InternalServerError")

@@ -43,6 +43,12 @@ def too_busy() -> Refusal:
     return Refusal(message, HTTPStatus.SERVICE_UNAVAILABLE, "Service Unavailable")
 
 
+def dead() -> Refusal:
+    """What everybody is told once the engine has failed."""
+    message = "EngineCore encountered an issue. See stack trace (above) for the root cause."
+    return Refusal(message, HTTPStatus.INTERNAL_SERVER_ERROR, "InternalServerError")
+
+
 def malformed(errors: Sequence[Mapping[str, Any] | str]) -> Refusal:
     """What a body of the wrong shape is told: each of pydantic's errors, and the first one's place as `param`."""
     param = None

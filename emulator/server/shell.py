@@ -1,6 +1,7 @@
 """The step machine in real time: its clock, its timer, and the way from its events to whoever waits for tokens."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -10,8 +11,10 @@ from emulator.core.machine import Machine
 from emulator.core.request import Event, Preempted, Request, Started, Tokens
 from emulator.server.filler import Answer
 from emulator.server.metrics import Choices, EngineMetrics, Life
-from emulator.server.refusal import too_busy
+from emulator.server.refusal import dead, too_busy
 from emulator.server.slow import SlowDevice
+
+logger = logging.getLogger(__name__)
 
 
 class Feed:
@@ -98,15 +101,21 @@ class EngineShell:
             self.metrics.rejections += 1
             raise too_busy()
 
+    def check_alive(self) -> None:
+        """Raise Refusal once the engine has failed."""
+        if self.failed is not None:
+            raise dead()
+
     @property
     def unfinished(self) -> int:
         """Sequences that run, wait, or are on their way to the engine."""
         return len(self._sequences)
 
     def submit(self, sequence: Sequence) -> None:
-        """Put a sequence into the engine's queue. Raises Refusal when it is full."""
+        """Put a sequence into the engine's queue. Raises Refusal when it is full, or the engine has failed."""
         self.check_admission(1)
         self.catch_up()
+        self.check_alive()
         tokens = len(sequence.prompt)
         at = self._now() + self._request_s + self._prompt_token_s * tokens
         sequence.life = Life(self._real(self._now()), self._real(at), tokens, sequence.limit)
@@ -129,8 +138,9 @@ class EngineShell:
         """Nobody waits for it any more; one that is done, or never was submitted, is left alone."""
         if self._sequences.pop(sequence.id, None) is not None:
             self.catch_up()
-            self.machine.cancel(sequence.id, self._now())
-            self._arm()
+            if self.failed is None:
+                self.machine.cancel(sequence.id, self._now())
+                self._arm()
 
     @property
     def max_num_seqs(self) -> int:
@@ -161,7 +171,14 @@ class EngineShell:
         if self._slow_end <= now:
             self._set_pace(1.0)
         self._seen = now
-        self._run(now - self._origin)
+        if self.failed is None:
+            try:
+                self._run(now - self._origin)
+            except Exception as error:  # the engine is lost; the server is there to say so to all who wait
+                logger.exception("the emulated engine has failed")
+                self.failed = error
+                for sequence in self._sequences.values():
+                    sequence.feed.wake()
         if self._power is not None:
             self._account(self._power, passed_s)
 
@@ -209,6 +226,8 @@ class EngineShell:
     def _wait(self) -> None:
         self._timer = None
         stalled_s = self.stalled_s()
+        if self.failed is not None:
+            return
         if stalled_s:
             wait_s = stalled_s
         elif (due := self.machine.next_at()) is not None:
@@ -220,14 +239,8 @@ class EngineShell:
 
     def _tick(self) -> None:
         self._timer = None
-        try:
-            self.catch_up()
-            self._arm()
-        except Exception as error:  # an engine that fails says so to everybody who waits for it
-            self.failed = error
-            for sequence in self._sequences.values():
-                sequence.feed.wake()
-            raise
+        self.catch_up()
+        self._arm()
 
     def _take(self, events: Iterable[Event]) -> None:
         for event in events:

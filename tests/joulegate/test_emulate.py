@@ -99,6 +99,10 @@ def test_engine_and_zeusd_are_one_host(running: Running) -> None:
     time.sleep(0.2)  # the counter moves every 100 ms
     assert usage["completion_tokens"] == 100
     assert running.energy_mj() - before > 50_000, "100 steps of a 7B model on an H200 take about 200 J"
+    host = httpx.get(
+        f"{running.zeusd}/cpu/get_cumulative_energy", params={"cpu_ids": "0", "cpu": "true", "dram": "true"}
+    )
+    assert host.json()["0"]["cpu_energy_uj"] > host.json()["0"]["dram_energy_uj"] > 0
     httpx.post(f"{running.url}/emulator/faults", json={"fault": "forbid"})
     ask = {"gpu_ids": "0", "power_limit_mw": 500_000, "block": "true"}
     assert httpx.post(f"{running.zeusd}/gpu/set_power_limit", params=ask).status_code == 403

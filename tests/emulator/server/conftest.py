@@ -48,14 +48,14 @@ class Emulated:
     def __init__(self, **options: Any) -> None:
         names = {"prompt_tokens_details", "seed"}
         served = {name: options.pop(name) for name in names & options.keys()}
-        limit = options.pop("max_num_queued_reqs", None)
+        shell = {name: options.pop(name) for name in {"max_num_queued_reqs", "request_s"} & options.keys()}
         settings = EngineSettings(**{"kv_blocks": 4096, "max_model_len": 4096, **options})
         self.card = LinearCard()
         self.host: Host[LinearCard, Any] = Host(cards([self.card], "NVIDIA H200"))
         device = SlowDevice(self.card)
         self.machine = Machine(settings, [device])
         self.metrics = EngineMetrics(MODEL, settings.max_model_len, self.machine.scheduler, {"block_size": "16"})
-        self.engine = EngineShell(self.machine, [device], self.metrics, limit)
+        self.engine = EngineShell(self.machine, [device], self.metrics, **shell)
         self.host.engines.append(self.engine)
         self.deaths: list[None] = []
         self.faults = Faults(self.engine, self.host, lambda: self.deaths.append(None))

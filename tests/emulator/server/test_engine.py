@@ -167,6 +167,37 @@ async def test_the_counter_goes_on_between_and_during_steps(emulated: Any) -> No
     assert emulated.host.cards[0].energy_j > idle_j + 100 * 20 * 0.002
 
 
+async def test_a_client_that_goes_before_the_engine_has_its_request(make_emulated: Callable[..., Any]) -> None:
+    emulated = make_emulated(request_s=0.05)
+    client = Client(emulated.app, "/v1/completions", b'{"prompt":"a","max_tokens":4000,"ignore_eos":true}')
+    running = asyncio.create_task(client.run())
+    await emulated.until(lambda: emulated.engine.unfinished)
+    client.go()
+    await running
+    assert emulated.engine.unfinished == 0
+    body = await emulated.complete(max_tokens=3)
+    assert body["usage"]["completion_tokens"] == emulated.machine.scheduler.generation_tokens == 3
+    found = await metrics(emulated)
+    assert found["vllm:time_to_first_token_seconds_sum"] > 0.05 > found["vllm:request_queue_time_seconds_sum"]
+
+
+async def test_an_engine_that_fails_says_so_to_everybody(
+    emulated: Any, monkeypatch: pytest.MonkeyPatch, frames_of: Read
+) -> None:
+    waiting = [asyncio.create_task(emulated.chat(stream=stream, max_tokens=4000)) for stream in (True, False)]
+    await emulated.until(lambda: emulated.engine.unfinished == 2)
+    emulated.engine.stall(0.05)
+
+    def fail(until: float) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(emulated.machine, "advance", fail)
+    streamed, whole = await asyncio.gather(*waiting)
+    assert frames_of(streamed.text)[-1]["error"]["code"] == 500 and whole.status_code == 500
+    assert (await emulated.client.get("/health")).status_code == 503
+    assert (await emulated.chat()).status_code == 500
+
+
 # Faults -------------------------------------------------------------------------------------------------------------
 
 
