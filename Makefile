@@ -84,13 +84,18 @@ tools:
 # What the gateway adds to an engine, beside its peers; `make bench-proxy BENCH="--soak"` (or --quick) for more (or less).
 PEERS := .venv-peers
 BENCH ?=
-.PHONY: bench-proxy bench-cancel bench-peers
+.PHONY: bench-proxy bench-cancel bench-peers bench-emulator
 
 bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, beside nginx, vllm-router and litellm
 	@$(BIN)/python -m benchmarks.proxy $(BENCH)
 
 bench-cancel: $(VENV)/.dev  ## how soon an engine stops working for a client that is gone
 	@$(BIN)/python -m benchmarks.cancel
+
+bench-emulator: $(VENV)/.dev  ## how well the emulator meets what was measured, how fast it is, what its server costs (five minutes)
+	@$(BIN)/python -m benchmarks.emulator calibration
+	@$(BIN)/python -m benchmarks.emulator server
+	@$(BIN)/python -m benchmarks.emulator speed --requests 1000000 --load poisson:10
 
 bench-peers: $(VENV)/.run  ## install the peers that bench-proxy measures, in an environment of their own
 	@$(BIN)/python -m venv --without-pip $(PEERS) && printf '*\n' > $(PEERS)/.gitignore
