@@ -1,7 +1,8 @@
 """Runs tests against real vLLM on the CPU: `python against_vllm.py VENV [--record]`; what `make test-vllm` does.
 
 It starts vLLM twice: as usual, for the differential test and the gateway's suite; and with one sequence at a time and a
-short queue, for order and refusals. Once all is well, `compared.txt` says so of this very code. With `--record` it writes `recorded/` anew instead of comparing with it.
+short queue, for order and refusals. Once all is well, `compared.txt` says so of this very code. With `--record` it
+writes `recorded/` anew instead of comparing with it.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What was last compared with real vLLM: a digest of the code, kept in `compared.txt` by a `make test-vllm` that passed.
+"""What was last compared with real vLLM: a digest of the code, which a `make test-vllm` that passed keeps in a file.
 
 `python compared.py` exits with 0 where the code is still the same, so that CI knows whether to compare again; it needs
 no other commit to look at, which a CI may not have.
