@@ -5,7 +5,7 @@ that the gateway asked for is kept back, and an energy comment may be put before
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,17 +34,17 @@ class Usage:
 
 def read_usage(reply: Any) -> Usage | None:
     """The usage in a reply or a frame, in the words of either OpenAI API; None when there is none."""
-    if not isinstance(reply, Mapping):
+    if not isinstance(reply, dict):
         return None
     usage = reply.get("usage")
-    if usage is None and isinstance(reply.get("response"), Mapping):
+    if usage is None and isinstance(reply.get("response"), dict):
         usage = reply["response"].get("usage")
-    if not isinstance(usage, Mapping):
+    if not isinstance(usage, dict):
         return None
     prompt = usage.get("prompt_tokens", usage.get("input_tokens"))
     output = usage.get("completion_tokens", usage.get("output_tokens", 0))
     details = usage.get("prompt_tokens_details") or usage.get("input_tokens_details") or {}
-    cached = details.get("cached_tokens") if isinstance(details, Mapping) else None
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
     if not isinstance(prompt, int) or not isinstance(output, int) or max(prompt, output) > _MOST_TOKENS:
         return None
     prompt = max(0, prompt)
@@ -132,7 +132,7 @@ class Frames:
         except orjson.JSONDecodeError:
             reply = None
         usage = read_usage(reply)
-        if isinstance(reply, Mapping):
+        if isinstance(reply, dict):
             self.started = True
             if reply.get("choices") == [] and usage is not None:
                 self._total(usage)

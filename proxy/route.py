@@ -117,8 +117,10 @@ class Router:
         let_in = [lane for lane in fit if lane.breaker.allows(now)]
         if not let_in:
             raise AllOut([lane.name for lane in fit], min(lane.breaker.retry_after_s(now) for lane in fit))
+        if len(let_in) == 1:
+            return let_in
         known = self.affinity.known(trait) if trait else {}
-        if not known or len(let_in) == 1:
+        if not known:
             return sorted(let_in, key=lambda lane: (not lane.up, lane.load))
         most = self.slack + min(lane.load for lane in [lane for lane in let_in if lane.up] or let_in)
 

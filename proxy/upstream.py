@@ -42,13 +42,13 @@ class Reply(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._gone: Dropped | None = None
         self._paused = False
+        self._parser = httptools.HttpResponseParser(self)
         self.idle_since = 0.0
         self.used = False
         self.begin()
 
     def begin(self) -> None:
         """Make ready for the next reply."""
-        self._parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: list[Header] = []
         self._chunks: list[bytes] = []
@@ -95,6 +95,9 @@ class Reply(asyncio.Protocol):
         if self._transport is None or self._transport.is_closing():
             raise self._gone or Dropped("the connection is closed", stale=self.used)
         self._transport.write(data)
+
+    def now(self) -> float:
+        return self._loop.time()
 
     def abort(self) -> None:
         """End the connection at once: what the engine still sends is of no use."""
@@ -206,7 +209,7 @@ class Upstream:
         self._busy.discard(reply)
         if reply.reusable:
             reply.used = True
-            reply.idle_since = asyncio.get_running_loop().time()
+            reply.idle_since = reply.now()
             self._idle.append(reply)
         else:
             reply.abort()
@@ -231,8 +234,7 @@ class Upstream:
         return reply
 
     def _kept(self) -> Reply | None:
-        oldest = asyncio.get_running_loop().time() - self._keep_s
-        while self._idle and self._idle[0].idle_since < oldest:
+        while self._idle and self._idle[0].now() - self._idle[0].idle_since > self._keep_s:
             self._idle.popleft().abort()
         while self._idle:
             reply = self._idle.pop()

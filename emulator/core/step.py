@@ -17,6 +17,7 @@ class StepWork:
     prefill_context: int = 0  # KV entries that those chunks read: the context length at each chunk's end, summed
     decode_sequences: int = 0  # one output token each
     decode_context: int = 0
+    decode_shared: int = 0  # of decode_context, what other sequences of the step read too: prefixes they have in common
 
     def __add__(self, other: "StepWork") -> "StepWork":
         return StepWork(
@@ -26,6 +27,7 @@ class StepWork:
             self.prefill_context + other.prefill_context,
             self.decode_sequences + other.decode_sequences,
             self.decode_context + other.decode_context,
+            self.decode_shared + other.decode_shared,
         )
 
 

@@ -14,11 +14,14 @@ from math import inf
 from proxy.energy.prior import Coefficients
 from proxy.energy.provisional import Provisional
 from proxy.energy.serving import Round, Serving
-from proxy.energy.share import Settled, Window
+from proxy.energy.share import Plan, Settled, Window
 from proxy.energy.work import Progress
 
 log = logging.getLogger("joulegate.attribution")
 
+WINDOW_S = (
+    0.5  # busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says
+)
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 
 
@@ -42,6 +45,7 @@ class Attribution:
         self._longest_window_s = longest_window_s
         self._engines: dict[str, Serving] = {}
         self._devices: dict[str, _DeviceState] = {}
+        self._settings: dict[str, str] = {}
         self._provisional = Provisional()
         self._failed = False
 
@@ -50,7 +54,7 @@ class Attribution:
     def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
         """Know an engine. Under a name that is known, another one takes its place on the same devices: it has counters
         of its own, and the attempts that the former still serves go on."""
-        engine = Serving(devices, prices)
+        engine = Serving(name, devices, prices)
         if (former := self._engines.get(name)) is not None:
             engine.follow(former)
         self._engines[name] = engine
@@ -64,7 +68,11 @@ class Attribution:
 
     def price(self, engine: str, prices: Coefficients) -> None:
         """Use other prices from now on: the engine has told which model it serves."""
-        self._engines[engine].prices = prices
+        self._engines[engine].believe(prices)
+
+    def setting(self, device: str, setting: str) -> None:
+        """Clocks and limits of a device changed: `setting` names them. Work costs something else from now on."""
+        self._settings[device] = setting
 
     def start(self, progress: Progress) -> None:
         """An attempt left the gate. Its later life is read from `progress` itself."""
@@ -125,19 +133,19 @@ class Attribution:
         meanwhile are for the next call, which is to come when this one is done with.
         """
         round_ = Round(self._engines.values(), now, settling=True)
-        for state, count in [(state, len(state.windows)) for state in self._devices.values()]:
-            for _ in range(count):
-                window = state.windows[0]
-                if not (window.gap or now - window.t1 >= self._settle_s or round_.is_told(window)):
-                    break
-                settled = self._share(window, round_)
-                state.windows.popleft()
-                state.settled = window.t1
-                self._provisional.drop(window)
+        for state in [*self._devices.values()]:
+            ready = list(takewhile(lambda window: self._is_ready(window, round_, now), state.windows))
+            for together in _busy_together(ready, round_):
+                settled = self._share(_joined(together), round_)
+                for window in together:
+                    state.windows.popleft()
+                    self._provisional.drop(window)
+                state.settled = together[-1].t1
                 yield settled
             if not state.windows and now - state.seen > GAP_S:
                 state.settled = max(state.settled, now - GAP_S)  # a lost counter holds nobody up
         for engine in self._engines.values():
+            engine.learn(self._setting(engine))
             engine.forget(min((state.settled for state in self._states(engine)), default=inf))
 
     def is_settled(self, progress: Progress) -> bool:
@@ -187,6 +195,9 @@ class Attribution:
 
     # How ------------------------------------------------------------------------------------------------------------
 
+    def _is_ready(self, window: Window, round_: Round, now: float) -> bool:
+        return window.gap or now - window.t1 >= self._settle_s or round_.is_told(window)
+
     def _on(self, device: str) -> list[Serving]:
         return [engine for engine in self._engines.values() if device in engine.devices]
 
@@ -196,10 +207,24 @@ class Attribution:
     def _share(self, window: Window, round_: Round) -> Settled:
         if not window.gap:
             try:
-                return round_.plan(window).settle(window)
+                plan = round_.plan(window)
+                self._learn(window, plan)
+                return plan.settle(window)
             except Exception:  # the books of all the others go on; what cannot be shared is nobody's
                 self._say_failed(window)
         return Settled(window.device, window.t0, window.t1, (), gap_uj=window.delta_uj)
+
+    def _learn(self, window: Window, plan: Plan) -> None:
+        """One engine's work alone, for its first device: the others of a group do the same again."""
+        if plan.alone is not None:
+            name, quantities = plan.alone
+            engine = self._engines.get(name)
+            if engine is not None and engine.devices[0] == window.device:
+                seconds = window.t1 - window.t0
+                engine.fit.observe(quantities, window.delta_uj / 1e6, seconds, self._setting(engine))
+
+    def _setting(self, engine: Serving) -> str:
+        return self._settings.get(engine.devices[0], "") if engine.devices else ""
 
     def _predict_open(self, now: float) -> None:
         self._provisional.stale = False
@@ -234,3 +259,27 @@ class Attribution:
         seconds = max(0.0, min(until - max(state.cut, progress.dispatched), self._longest_window_s))
         company = state.company + sum(engine.started for engine in self._on(device)) - state.company_at
         return int(last.delta_uj / max(last.t1 - last.t0, 1e-3) * seconds / max(company, 1))
+
+
+def _busy_together(windows: Sequence[Window], round_: Round) -> Iterator[list[Window]]:
+    """The windows in their order, busy neighbours of up to `WINDOW_S` in all together."""
+    together: list[Window] = []
+    for window in windows:
+        busy = not window.gap and round_.is_busy(window)
+        if together and not (busy and window.t1 - together[0].t0 <= WINDOW_S + 1e-3):
+            yield together
+            together = []
+        together.append(window)
+        if not busy:
+            yield together
+            together = []
+    if together:
+        yield together
+
+
+def _joined(windows: Sequence[Window]) -> Window:
+    """Neighbours as one."""
+    if len(windows) == 1:
+        return windows[0]
+    first, last = windows[0], windows[-1]
+    return Window(first.device, first.t0, last.t1, sum(window.delta_uj for window in windows))

@@ -2,22 +2,33 @@
 
 from collections.abc import Iterable, Sequence
 
+from proxy.energy.fit import Fit
 from proxy.energy.foreign import Foreign
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
-from proxy.energy.share import Load, Plan, Window, plan
+from proxy.energy.share import Load, Plan, Window, busy_s, plan
 from proxy.energy.work import Progress, hold
 
 
 class Serving:
     """An engine's attempts that still matter, and what its own cumulative counters say over time."""
 
-    def __init__(self, devices: Sequence[str], prices: Coefficients) -> None:
-        self.devices, self.prices = tuple(devices), prices
+    def __init__(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
+        self.name, self.devices = name, tuple(devices)
+        self.believe(prices)
         self.has_counters = False
         self.attempts: list[Progress] = []
         self.started = 0  # attempts in all
         self.pace, self.foreign = Pace(), Foreign()
+
+    def believe(self, prices: Coefficients) -> None:
+        """Begin from these prices; what was learnt of others is forgotten."""
+        self.prices, self.fit = prices, Fit(prices)
+
+    def learn(self, setting: str) -> None:
+        """Use what the windows showed, under the setting of clocks and limits that holds now."""
+        self.fit.refit()
+        self.prices = self.fit.prices(setting)
 
     def follow(self, former: "Serving") -> None:
         """Take the place of another engine: the attempts that it still serves go on."""
@@ -94,6 +105,7 @@ class Round:
         self._now, self._settling = now, settling
         self._by_device: dict[str, list[_View]] = {}
         self._sweeps: dict[str, list[_Sweep]] = {}
+        self._ahead: dict[str, list[_Sweep]] = {}
         self._plans: dict[tuple[tuple[int, ...], float, float], Plan] = {}
         for engine in engines:
             view = _View(engine)
@@ -104,16 +116,24 @@ class Round:
         """Whether everything is known of the requests in a window."""
         return all(view.is_told(window.t1) for view in self._by_device.get(window.device, ()))
 
+    def is_busy(self, window: Window) -> bool:
+        """Whether something was in flight all the time; to be asked of a device's windows in their order."""
+        attempts = [p for sweep in self._on(window.device, self._ahead) for p in sweep.inside(window.t0, window.t1)]
+        return busy_s(attempts, window.t0, window.t1, self._now) >= window.t1 - window.t0 > 0
+
     def plan(self, window: Window) -> Plan:
         """How the window is shared."""
         views = self._by_device.get(window.device, [])
         key = tuple(map(id, views)), window.t0, window.t1
         if (known := self._plans.get(key)) is None:
-            sweeps = self._sweeps.get(window.device)
-            if sweeps is None:
-                sweeps = self._sweeps[window.device] = [_Sweep(view) for view in views]
+            sweeps = self._on(window.device, self._sweeps)
             loads = [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
             known = self._plans[key] = plan(loads, window.t0, window.t1, self._now, banded=self._settling)
+        return known
+
+    def _on(self, device: str, sweeps: dict[str, list[_Sweep]]) -> list[_Sweep]:
+        if (known := sweeps.get(device)) is None:
+            known = sweeps[device] = [_Sweep(view) for view in self._by_device.get(device, ())]
         return known
 
     def _load(self, sweep: _Sweep, t0: float, t1: float) -> Load | None:
@@ -124,4 +144,4 @@ class Round:
         if self._settling:
             for progress in inside:
                 hold(progress, t1, self._now, engine.prices, view.steps)
-        return Load(engine.prices, inside, foreign, engine.pace.counted(t0, t1), view.steps)
+        return Load(engine.prices, inside, foreign, engine.pace.counted(t0, t1), view.steps, engine.name)

@@ -99,6 +99,7 @@ class Load:
     foreign: float  # output tokens that are not ours
     counted: float | None  # steps by the engine's counter, None without one
     steps: Steps  # steps as far as they are known, and expected where they are not
+    engine: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +114,8 @@ class Plan:
     lows: Floats
     highs: Floats
     busy: float  # the part of the time in which anything was in flight
+    # Where one engine alone was at work, and all the time: which, and its steps, uncached prompt, output and context.
+    alone: tuple[str, Floats] | None
 
     def settle(self, window: Window) -> Settled:
         """The window shared for good."""
@@ -153,9 +156,11 @@ def plan(loads: Sequence[Load], t0: float, t1: float, now: float, banded: bool =
     terms: list[Floats] = []
     spreads: list[float] = []
     aliens: list[tuple[Floats, float]] = []
+    alone: tuple[str, Floats] | None = None
     for load in loads:
-        own, predicted, alien = _predict(load, t0, t1, now)
+        own, predicted, alien, quantities = _predict(load, t0, t1, now)
         parts += own
+        alone = (load.engine, quantities) if len(loads) == 1 and not load.foreign else None
         terms.append(predicted)
         spreads += [load.prices.spread] * len(own)
         if load.foreign:
@@ -164,23 +169,28 @@ def plan(loads: Sequence[Load], t0: float, t1: float, now: float, banded: bool =
     spreads += [spread for _, spread in aliens]
     busy = 1.0
     if not aliens and t1 > t0:
-        busy = _busy_s([p for load in loads for p in load.attempts], t0, t1, now) / (t1 - t0)
+        busy = busy_s([p for load in loads for p in load.attempts], t0, t1, now) / (t1 - t0)
     table = np.concatenate(terms) if terms else np.zeros((0, 4))
     weights = table.sum(axis=1)
     if not weights.any():
         weights = np.ones_like(weights)
     lows, highs = _band(table, weights, np.array(spreads)) if banded and weights.size else (weights, weights)
-    return Plan(parts, weights, lows, highs, busy)
+    return Plan(parts, weights, lows, highs, busy, alone if busy >= 1 else None)
 
 
-def _predict(load: Load, t0: float, t1: float, now: float) -> tuple[list[tuple[Progress, Phase]], Floats, Floats]:
-    """Predicted joules, a column a price: a row for each phase of every attempt, and one of foreign work."""
+def _predict(
+    load: Load, t0: float, t1: float, now: float
+) -> tuple[list[tuple[Progress, Phase]], Floats, Floats, Floats]:
+    """Predicted joules, a column a price: a row for each phase of every attempt, and one of foreign work.
+
+    Last, what the engine had to do in all: steps, uncached prompt tokens, output tokens, context.
+    """
     prices, attempts = load.prices, load.attempts
     works = np.array([work_in(p, t0, t1, now, prices, load.steps) for p in attempts]).reshape(-1, 5)
     prefill_s, decode_s, prompt, output, context = works.T
     steps = load.counted
     if steps is None:
-        steps = _busy_s(attempts, t0, t1, now) / prices.step_s
+        steps = busy_s(attempts, t0, t1, now) / prices.step_s
     # Foreign tokens over steps is how many strangers were in the batch on average.
     alien_s = (t1 - t0) * load.foreign / steps if steps else 0.0
     seconds = prefill_s.sum() + decode_s.sum() + alien_s
@@ -199,10 +209,11 @@ def _predict(load: Load, t0: float, t1: float, now: float) -> tuple[list[tuple[P
         for phase, row in ((Phase.PREFILL, worked[0]), (Phase.DECODE, worked[1]))
         for index in np.flatnonzero(row).tolist()
     ]
-    return own, np.concatenate((terms[0, worked[0]], terms[1, worked[1]])), alien
+    quantities = np.array([steps, prompt.sum(), output.sum(), context.sum()])
+    return own, np.concatenate((terms[0, worked[0]], terms[1, worked[1]])), alien, quantities
 
 
-def _busy_s(attempts: Sequence[Progress], t0: float, t1: float, now: float) -> float:
+def busy_s(attempts: Sequence[Progress], t0: float, t1: float, now: float) -> float:
     """Seconds in which at least one attempt was in flight."""
     if any(p.dispatched <= t0 and (now if p.ended is None else p.ended) >= t1 for p in attempts):
         return t1 - t0
