@@ -8,7 +8,7 @@ DEMO_SECONDS ?= 60
 ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test test-vllm soak fuzz lint dashboards lock clean help
+.PHONY: demo serve test test-vllm test-emulated soak fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest -q
+
+test-emulated: $(VENV)/.dev tools  ## the gateway's end-to-end tests with the emulated engine in the scripted one's place
+	E2E_ENGINE=emulated $(BIN)/python -m pytest -q tests/e2e
 
 soak: $(VENV)/.dev tools  ## the tests of endurance in their long form
 	JOULEGATE_SOAK_ROUNDS=10 $(BIN)/python -m pytest -q --timeout 1200 tests/e2e/test_kill.py

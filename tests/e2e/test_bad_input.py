@@ -42,6 +42,7 @@ def test_a_body_that_is_not_a_json_object(gateway: Gateway, body: bytes) -> None
     assert status == 400 and "JSON" in message and "\n" not in message
 
 
+@pytest.mark.scripted
 def test_unusual_but_valid_json_is_the_engines_to_judge(gateway: Gateway) -> None:
     reply = gateway.chat(max_tokens=1, metadata=None, stream_options="no object", session_id=7)
     assert reply.status_code == 200
