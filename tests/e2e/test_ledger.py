@@ -169,15 +169,6 @@ def test_a_damaged_ledger_and_a_new_one_in_its_place(engine: Engine, gpu: Any, t
     assert old.returncode == 0 and "before" in old.stdout, "what was moved away is whole"
 
 
-def test_a_start_on_a_damaged_ledger_says_what_to_do(engine: Engine, tmp_path: Path) -> None:
-    gateway = Gateway({"engines": [{"name": "e1", "kind": "openai", "url": engine.url}]}, tmp_path)
-    (tmp_path / "ledger.sqlite").write_bytes(b"this is no database, whatever its name says " * 500)
-    for command in (("serve", "-c", str(gateway.file)), ("check", str(gateway.file))):
-        done = joulegate(*command, env=gateway.env)
-        assert done.returncode == 1 and "ledger.sqlite" in done.stderr and "move it away" in done.stderr
-        assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
-
-
 def test_kill_9_at_any_moment_leaves_closed_books(engine: Engine, gpu: Any, tmp_path: Path) -> None:
     """What was once told as settled is in the books for good; what nobody had time to write is a gap."""
     moments, told = random.Random(5), {}
