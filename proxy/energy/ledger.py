@@ -177,7 +177,7 @@ class Ledger:
         if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: this file system cannot hold the ledger (no WAL); choose a local disk")
         self._db.executescript(
-            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;" + _TOUCHED
+            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;" + _TOUCHED
         )
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
