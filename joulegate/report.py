@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from proxy.energy import learnt
-from proxy.energy.ledger_reader import LedgerReader
+from proxy.energy.ledger_reader import LedgerReader, worst
 from proxy.energy.records import Quality
 from proxy.energy.views import Views, moved
 
@@ -42,7 +42,7 @@ def show(
     """
     workflows, devices = reader.workflows(), reader.balance()
     views = Views(moved(devices), learnt.read(learnt.beside(reader.path)).floors, pue or {}, engines or {})
-    workflows = [row | views.of_engines(row.pop("by_engine")) for row in workflows]
+    workflows: list[dict[str, Any]] = [row | views.of_engines(row.pop("by_engine")) for row in workflows]
     if as_json:
         figures = {"workflows": workflows, "devices": devices, "engines": reader.engines()}
         print(json.dumps(figures, indent=2), file=console.file)
@@ -58,6 +58,9 @@ def show(
         console.print(device_table(devices))
         for line in whole(views):
             console.print(line, markup=False, highlight=False)
+    if (dropped := reader.dropped())[0]:
+        text = joules_text(dropped[1] / 1e6, worst(row["quality"] for row in workflows if row["quality"]))
+        console.print(f"Of {dropped[0]:,} requests ({text}) only sums are kept: the ledger could not be written then.")
 
 
 def caveats(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -60,7 +60,7 @@ class LiveGateway:
         return sum(self._attribution.provisional_uj(progress, now) for progress in running)
 
     def unsettled(self, tenant: str, run: str) -> set[str]:
-        return {one.id for one in (*self._book.pending(tenant, run), *self._meter.writing(tenant, run))}
+        return {one.id for one in self._book.pending(tenant, run)} | self._meter.writing(tenant, run)
 
     def why_unknown(self, engine: str) -> str | None:
         if (withheld := self._attribution.why_withheld(engine)) is not None:
