@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from math import inf
 
+from proxy.energy.beat import Beat
+from proxy.energy.fit import Fit
 from proxy.energy.prior import Coefficients
 from proxy.energy.provisional import Provisional
 from proxy.energy.serving import Round, Serving
@@ -22,6 +24,7 @@ log = logging.getLogger("joulegate.attribution")
 WINDOW_S = (
     0.5  # busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says
 )
+IDLE_S = 1.0  # the power of a device at rest is its mean over about so long
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 
 
@@ -33,8 +36,17 @@ class _DeviceState:
     settled: float  # everything until here is settled
     counter_uj: int = 0  # all that the counter moved, from the raw readings alone
     windows: deque[Window] = field(default_factory=deque)
+    beat: Beat = field(default_factory=Beat)
+    idle_w: float | None = None  # with nothing in flight, of late
     company: int = 0  # attempts in flight since `cut`, when that was last counted
     company_at: int = 0  # attempts started in all, at that time
+
+    def rests(self, window: Window) -> None:
+        """Nothing was in flight in a window."""
+        seconds = window.t1 - window.t0
+        power_w = window.delta_uj / 1e6 / seconds
+        part = min(1.0, seconds / IDLE_S)
+        self.idle_w = power_w if self.idle_w is None else self.idle_w + part * (power_w - self.idle_w)
 
 
 class Attribution:
@@ -51,10 +63,10 @@ class Attribution:
 
     # What goes in ---------------------------------------------------------------------------------------------------
 
-    def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
+    def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients, fit: Fit | None = None) -> None:
         """Know an engine. Under a name that is known, another one takes its place on the same devices: it has counters
-        of its own, and the attempts that the former still serves go on."""
-        engine = Serving(name, devices, prices)
+        of its own, and the attempts that the former still serves go on. `fit` learns in place of one of its own."""
+        engine = Serving(name, devices, prices, fit)
         if (former := self._engines.get(name)) is not None:
             engine.follow(former)
         self._engines[name] = engine
@@ -99,11 +111,14 @@ class Attribution:
         delta_uj, missed = raw_uj - state.raw_uj, t - state.seen > GAP_S
         if delta_uj < 0:  # the counter was reset: what it moved meanwhile is not known, and not invented
             delta_uj, missed = 0, True
+            state.beat.forget()
+        moved_at = state.beat.moved_at(t, delta_uj)
         state.raw_uj, state.seen = raw_uj, t
         if delta_uj or missed or t - state.cut >= self._longest_window_s:
+            end = moved_at if delta_uj and moved_at > state.cut else t
             state.counter_uj += delta_uj
-            state.windows.append(Window(device, state.cut, t, delta_uj, missed))
-            state.cut = t
+            state.windows.append(Window(device, state.cut, end, delta_uj, missed))
+            state.cut = end
             self._provisional.stale = True
 
     def mark(self, t: float) -> None:
@@ -207,9 +222,12 @@ class Attribution:
     def _share(self, window: Window, round_: Round) -> Settled:
         if not window.gap:
             try:
-                plan = round_.plan(window)
+                plan, state = round_.plan(window), self._devices[window.device]
                 self._learn(window, plan)
-                return plan.settle(window)
+                settled = plan.settle(window, state.idle_w)
+                if not plan.busy:
+                    state.rests(window)
+                return settled
             except Exception:  # the books of all the others go on; what cannot be shared is nobody's
                 self._say_failed(window)
         return Settled(window.device, window.t0, window.t1, (), gap_uj=window.delta_uj)
@@ -217,11 +235,9 @@ class Attribution:
     def _learn(self, window: Window, plan: Plan) -> None:
         """One engine's work alone, for its first device: the others of a group do the same again."""
         if plan.alone is not None:
-            name, quantities = plan.alone
-            engine = self._engines.get(name)
+            engine = self._engines.get(plan.alone.engine)
             if engine is not None and engine.devices[0] == window.device:
-                seconds = window.t1 - window.t0
-                engine.fit.observe(quantities, window.delta_uj / 1e6, seconds, self._setting(engine))
+                engine.observe(plan.alone, window.delta_uj / 1e6, window.t1 - window.t0, self._setting(engine))
 
     def _setting(self, engine: Serving) -> str:
         return self._settings.get(engine.devices[0], "") if engine.devices else ""
@@ -239,7 +255,7 @@ class Attribution:
 
     def _predict(self, window: Window, round_: Round) -> dict[Progress, int]:
         try:
-            return round_.plan(window).predict(window.delta_uj)
+            return round_.plan(window).predict(window, self._devices[window.device].idle_w)
         except Exception:  # whoever asks gets an answer without it
             self._say_failed(window)
             return {}
@@ -282,4 +298,5 @@ def _joined(windows: Sequence[Window]) -> Window:
     if len(windows) == 1:
         return windows[0]
     first, last = windows[0], windows[-1]
-    return Window(first.device, first.t0, last.t1, sum(window.delta_uj for window in windows))
+    cuts = tuple(window.t0 for window in windows[1:])
+    return Window(first.device, first.t0, last.t1, sum(window.delta_uj for window in windows), cuts=cuts)

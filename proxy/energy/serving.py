@@ -6,16 +6,18 @@ from proxy.energy.fit import Fit
 from proxy.energy.foreign import Foreign
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
-from proxy.energy.share import Load, Plan, Window, busy_s, plan
-from proxy.energy.work import Progress, hold
+from proxy.energy.share import Alone, Load, Plan, Window, busy_s, plan
+from proxy.energy.work import Progress, hold, place_prompts
+
+FEW = 64  # attempts among which it matters when each came and went
 
 
 class Serving:
     """An engine's attempts that still matter, and what its own cumulative counters say over time."""
 
-    def __init__(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
+    def __init__(self, name: str, devices: Sequence[str], prices: Coefficients, fit: Fit | None = None) -> None:
         self.name, self.devices = name, tuple(devices)
-        self.believe(prices)
+        self.prices, self.fit = prices, fit or Fit(prices)
         self.has_counters = False
         self.attempts: list[Progress] = []
         self.started = 0  # attempts in all
@@ -24,6 +26,12 @@ class Serving:
     def believe(self, prices: Coefficients) -> None:
         """Begin from these prices; what was learnt of others is forgotten."""
         self.prices, self.fit = prices, Fit(prices)
+
+    def observe(self, alone: Alone, joules: float, seconds: float, setting: str) -> None:
+        """Learn from a window in which nobody else worked."""
+        self.fit.observe(alone.quantities, joules, seconds, setting)
+        if all(progress.visible for progress in self.attempts):
+            self.pace.saw(alone.counted, alone.seen)
 
     def learn(self, setting: str) -> None:
         """Use what the windows showed, under the setting of clocks and limits that holds now."""
@@ -128,7 +136,10 @@ class Round:
         if (known := self._plans.get(key)) is None:
             sweeps = self._on(window.device, self._sweeps)
             loads = [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
-            known = self._plans[key] = plan(loads, window.t0, window.t1, self._now, banded=self._settling)
+            # Among many, one more or less makes no difference, and looking at all of them does.
+            cuts = window.cuts if sum(len(load.attempts) for load in loads) <= FEW else ()
+            known = plan(loads, window.t0, window.t1, self._now, banded=self._settling, cuts=cuts)
+            self._plans[key] = known
         return known
 
     def _on(self, device: str, sweeps: dict[str, list[_Sweep]]) -> list[_Sweep]:
@@ -141,7 +152,9 @@ class Round:
         foreign = engine.foreign.tokens(t0, t1)
         if not inside and not foreign:
             return None
+        place_prompts((p for p in inside if p.visible and p.first is not None and p.first > t0), engine.prices)
         if self._settling:
             for progress in inside:
                 hold(progress, t1, self._now, engine.prices, view.steps)
-        return Load(engine.prices, inside, foreign, engine.pace.counted(t0, t1), view.steps, engine.name)
+        pace = engine.pace
+        return Load(engine.prices, inside, foreign, pace.counted(t0, t1), view.steps, engine.name, pace.steps_seen)
