@@ -223,21 +223,23 @@ class Attribution:
         if not window.gap:
             try:
                 plan, state = round_.plan(window), self._devices[window.device]
-                self._learn(window, plan)
                 settled = plan.settle(window, state.idle_w)
-                if not plan.busy:
+                if plan.busy >= 1 or (plan.busy and state.idle_w is not None):
+                    self._learn(window, plan, window.delta_uj - settled.idle_uj)
+                elif not plan.busy:
                     state.rests(window)
                 return settled
             except Exception:  # the books of all the others go on; what cannot be shared is nobody's
                 self._say_failed(window)
         return Settled(window.device, window.t0, window.t1, (), gap_uj=window.delta_uj)
 
-    def _learn(self, window: Window, plan: Plan) -> None:
+    def _learn(self, window: Window, plan: Plan, busy_uj: int) -> None:
         """One engine's work alone, for its first device: the others of a group do the same again."""
         if plan.alone is not None:
             engine = self._engines.get(plan.alone.engine)
             if engine is not None and engine.devices[0] == window.device:
-                engine.observe(plan.alone, window.delta_uj / 1e6, window.t1 - window.t0, self._setting(engine))
+                busy_s = plan.busy * (window.t1 - window.t0)
+                engine.observe(plan.alone, busy_uj / 1e6, busy_s, self._setting(engine))
 
     def _setting(self, engine: Serving) -> str:
         return self._settings.get(engine.devices[0], "") if engine.devices else ""

@@ -73,22 +73,24 @@ def find_phase(times: Sequence[float], moves_uj: Sequence[int]) -> float | None:
     t, moved_j = np.array(times), np.array(moves_uj, float) / 1e6
     begin, lengths_s = t[0], np.diff(t)
     # Without a beat: it moves all the time, or once with every reading.
-    often_s = np.maximum(1.0, np.round(lengths_s.mean() / PERIOD_S)) * PERIOD_S
-    without = min(_jumps(moved_j, lengths_s), _jumps(moved_j, np.full(len(lengths_s), often_s)))
+    always = max(1.0, round(float(lengths_s.mean()) / PERIOD_S)) * np.ones(len(lengths_s))
+    without = min(_misfit(moved_j, lengths_s / PERIOD_S), _misfit(moved_j, always))
     phases = np.arange(PLACES) * (PERIOD_S / PLACES)
     moves = np.diff(np.floor((t - begin - phases[:, None]) / PERIOD_S), axis=1)
-    misfits = np.array([_jumps(moved_j, of_phase * PERIOD_S) for of_phase in moves])
+    misfits = np.array([_misfit(moved_j, of_phase) for of_phase in moves])
     least = misfits.min()
     if without - least < _BETTER:
         return None
     return float(begin + _middle(misfits < least + _ODD / 2) * (PERIOD_S / PLACES))
 
 
-def _jumps(moved_j: Floats, lengths_s: Floats) -> float:
-    """How much power jumps from reading to reading, if the counter moved for so long between them."""
-    both = (moved_j > 0) & (lengths_s > 0)
-    odd = np.count_nonzero((moved_j > 0) != (lengths_s > 0))
-    return float(np.abs(np.diff(np.log(moved_j[both] / lengths_s[both]))).sum()) + _ODD * odd
+def _misfit(moved_j: Floats, moves: Floats) -> float:
+    """How much power jumps from reading to reading if the counter moved so many times between them, and how often it
+    was found to have moved or stood still against that."""
+    odd = int(np.count_nonzero((moved_j > 0) != (moves > 0)))
+    seen = moved_j > 0
+    power = moved_j[seen] / np.where(moves > 0, moves, 1.0)[seen]
+    return float(np.abs(np.diff(np.log(power))).sum()) + _ODD * odd
 
 
 def _middle(good: NDArray[np.bool_]) -> float:

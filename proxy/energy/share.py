@@ -113,7 +113,7 @@ class Load:
 
 
 class Alone(NamedTuple):
-    """What one engine did in a stretch of time in which it worked alone, and all the time."""
+    """What one engine did in a stretch of time in which no other worked."""
 
     engine: str
     quantities: Floats  # steps, uncached prompt tokens, output tokens, context
@@ -207,7 +207,7 @@ def plan(
     if not weights.any():
         weights = np.ones_like(weights)
     lows, highs = _band(table, weights, np.array(spreads)) if banded and weights.size else (weights, weights)
-    return Plan(parts, weights, lows, highs, busy, alone if busy >= 1 else None)
+    return Plan(parts, weights, lows, highs, busy, alone)
 
 
 class _Predicted(NamedTuple):
