@@ -12,7 +12,9 @@ from itertools import takewhile
 from math import inf
 from typing import Any
 
+from proxy.energy.beat import Beat
 from proxy.energy.cpu_part import CpuTime, is_on_cpu
+from proxy.energy.fit import Fit
 from proxy.energy.floor import Floor
 from proxy.energy.learnt import Learnt
 from proxy.energy.method import Method, method
@@ -28,6 +30,7 @@ log = logging.getLogger("joulegate.attribution")
 WINDOW_S = (
     0.5  # busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says
 )
+IDLE_S = 1.0  # the power of a device at rest is its mean over about so long
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 
 
@@ -39,8 +42,17 @@ class _DeviceState:
     settled: float  # everything until here is settled
     counter_uj: int = 0  # all that the counter moved, from the raw readings alone
     windows: deque[Window] = field(default_factory=deque)
+    beat: Beat = field(default_factory=Beat)
+    idle_w: float | None = None  # with nothing in flight, of late
     company: int = 0  # attempts in flight since `cut`, when that was last counted
     company_at: int = 0  # attempts started in all, at that time
+
+    def rests(self, window: Window) -> None:
+        """Nothing was in flight in a window."""
+        seconds = window.t1 - window.t0
+        power_w = window.delta_uj / 1e6 / seconds
+        part = min(1.0, seconds / IDLE_S)
+        self.idle_w = power_w if self.idle_w is None else self.idle_w + part * (power_w - self.idle_w)
 
 
 class Attribution:
@@ -64,10 +76,10 @@ class Attribution:
         """What an earlier process knew; to be told before any engine is."""
         self._learnt, self.floors = learnt.engines, learnt.floors
 
-    def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
+    def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients, fit: Fit | None = None) -> None:
         """Know an engine. Under a name that is known, another one takes its place on the same devices: it has counters
-        of its own, and the attempts that the former still serves go on."""
-        engine = Serving(name, devices, prices, self._learnt.get(name))
+        of its own, and the attempts that the former still serves go on. `fit` learns in place of one of its own."""
+        engine = Serving(name, devices, prices, fit, self._learnt.get(name))
         if (former := self._engines.get(name)) is not None:
             engine.follow(former)
         self._engines[name] = engine
@@ -131,11 +143,14 @@ class Attribution:
         delta_uj, missed = raw_uj - state.raw_uj, t - state.seen > GAP_S
         if delta_uj < 0:  # the counter was reset: what it moved meanwhile is not known, and not invented
             delta_uj, missed = 0, True
+            state.beat.forget()
+        moved_at = state.beat.moved_at(t, delta_uj)
         state.raw_uj, state.seen = raw_uj, t
         if delta_uj or missed or t - state.cut >= self._longest_window_s:
+            end = moved_at if delta_uj and moved_at > state.cut else t
             state.counter_uj += delta_uj
-            state.windows.append(Window(device, state.cut, t, delta_uj, missed))
-            state.cut = t
+            state.windows.append(Window(device, state.cut, end, delta_uj, missed))
+            state.cut = end
             self._provisional.stale = True
 
     def mark(self, t: float) -> None:
@@ -169,7 +184,6 @@ class Attribution:
             ready = list(takewhile(lambda window: self._is_ready(window, round_, now), state.windows))
             for together in _busy_together(ready, round_):
                 settled = self._share(_joined(together), round_)
-                self._look_at_floor(settled)
                 for window in together:
                     state.windows.popleft()
                     self._provisional.drop(window)
@@ -259,9 +273,14 @@ class Attribution:
     def _share(self, window: Window, round_: Round) -> Settled:
         if not window.gap and window.device not in self._withheld:
             try:
-                plan = round_.plan(window)
-                self._learn(window, plan)
-                return self._shown(plan.settle(window))
+                plan, state = round_.plan(window), self._devices[window.device]
+                settled = plan.settle(window, state.idle_w)
+                if plan.busy >= 1 or (plan.busy and state.idle_w is not None):
+                    self._learn(window, plan, window.delta_uj - settled.idle_uj)
+                elif not plan.busy:
+                    state.rests(window)
+                self._look_at_floor(settled, plan.busy)
+                return self._shown(settled)
             except Exception:  # the books of all the others go on; what cannot be shared is nobody's
                 self._say_failed(window)
         return Settled(window.device, window.t0, window.t1, (), gap_uj=window.delta_uj)
@@ -274,14 +293,14 @@ class Attribution:
         withheld_uj = sum(share.uj for share in settled.shares) - sum(share.uj for share in kept)
         return replace(settled, shares=kept, gap_uj=settled.gap_uj + withheld_uj)
 
-    def _learn(self, window: Window, plan: Plan) -> None:
+    def _learn(self, window: Window, plan: Plan, busy_uj: int) -> None:
         """One engine's work alone, under one setting of clocks and limits."""
         if plan.alone is not None:
-            name, quantities = plan.alone
-            engine, setting = self._engines.get(name), self._settings.during(window.device, window.t0, window.t1)
+            engine = self._engines.get(plan.alone.engine)
+            setting = self._settings.during(window.device, window.t0, window.t1)
             if engine is not None and engine.main_device == window.device and setting is not None:
-                joules = window.delta_uj / 1e6 * plan.part
-                engine.fit.observe(quantities, joules, window.t1 - window.t0, setting)
+                joules, busy_s = busy_uj / 1e6 * plan.part, plan.busy * (window.t1 - window.t0)
+                engine.observe(plan.alone, joules, busy_s, setting)
 
     def _predict_open(self, now: float) -> None:
         self._provisional.stale = False
@@ -296,16 +315,16 @@ class Attribution:
 
     def _predict(self, window: Window, round_: Round) -> dict[Progress, int]:
         try:
-            return round_.plan(window).predict(window.delta_uj)
+            return round_.plan(window).predict(window, self._devices[window.device].idle_w)
         except Exception:  # whoever asks gets an answer without it
             self._say_failed(window)
             return {}
 
-    def _look_at_floor(self, settled: Settled) -> None:
+    def _look_at_floor(self, settled: Settled, busy: float) -> None:
         floor = self.floors.get(settled.device)
         if floor is None:
             floor = self.floors[settled.device] = Floor()
-        floor.look(settled, any(engine.has_weights(settled.t1) for engine in self._on(settled.device)))
+        floor.look(settled, busy, any(engine.has_weights(settled.t1) for engine in self._on(settled.device)))
 
     def _say_failed(self, window: Window) -> None:
         if not self._failed:
@@ -345,4 +364,5 @@ def _joined(windows: Sequence[Window]) -> Window:
     if len(windows) == 1:
         return windows[0]
     first, last = windows[0], windows[-1]
-    return Window(first.device, first.t0, last.t1, sum(window.delta_uj for window in windows))
+    cuts = tuple(window.t0 for window in windows[1:])
+    return Window(first.device, first.t0, last.t1, sum(window.delta_uj for window in windows), cuts=cuts)

@@ -24,7 +24,7 @@ from proxy.energy.prior import Coefficients
 Floats = NDArray[np.float64]
 
 ERROR = 0.12  # relative error of a window of half a second: counter steps and the sensor's own sampling
-LEAST_S = 0.4  # shorter windows are mostly noise
+LEAST_S = 0.4  # shorter windows are mostly noise, and are taken together
 ENOUGH = 20  # windows before what was learnt is used
 _FADE = 1 / 2000  # about a quarter of an hour of busy windows is remembered
 _NEIGHBOURS = 4.0  # windows in a row err alike: so many count as one
@@ -61,6 +61,7 @@ class Fit:
         self._spread = prior.spread
         self._gains: dict[str, float] = {}
         self._sums: dict[str, _Sums] = {}
+        self._short: dict[str, tuple[Floats, float, float]] = {}  # quantities, joules, seconds that wait for more
         self._off = 0.0  # mean of log(measured / predicted) of late
         self._off_windows = 0
 
@@ -88,9 +89,15 @@ class Fit:
 
     def observe(self, quantities: Floats, joules: float, seconds: float, setting: str = "") -> None:
         """Take a busy window in: its steps, uncached prompt tokens, output tokens and context."""
+        if seconds < LEAST_S:
+            before, before_j, before_s = self._short.pop(setting, (np.zeros(4), 0.0, 0.0))
+            quantities, joules, seconds = before + quantities, before_j + joules, before_s + seconds
+            if seconds < LEAST_S:
+                self._short[setting] = quantities, joules, seconds
+                return
         terms = self._c0 * quantities
         believed = float(self._z @ terms) or float(terms.sum())
-        if seconds < LEAST_S or not believed / _FAR < joules < believed * _FAR:
+        if not believed / _FAR < joules < believed * _FAR:
             return
         sums = self._sums.get(setting)
         if sums is None:

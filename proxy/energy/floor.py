@@ -33,8 +33,9 @@ class Floor:
             self._watts = median(self._idle_w)
         return self._watts
 
-    def look(self, settled: Settled, loaded: bool) -> None:
-        """Take a settled window in; `loaded` tells whether an engine on the device had its weights in memory."""
+    def look(self, settled: Settled, busy: float, loaded: bool) -> None:
+        """Take a settled window in. Something was in flight for `busy` of its time (0 to 1), and `loaded` tells whether
+        an engine on the device had its weights in memory."""
         workflow_uj = sum(share.uj for share in settled.shares)
         busy_uj, idle_uj, seconds = workflow_uj + settled.foreign_uj, settled.idle_uj, settled.t1 - settled.t0
         if settled.gap_uj or seconds <= 0:
@@ -47,9 +48,7 @@ class Floor:
         else:
             self._quiet_since = None
             if (watts := self.watts) is not None:
-                # A window at whose edge work began or ended is split by time, so its parts tell the times.
-                busy_s = seconds * busy_uj / (busy_uj + idle_uj)
-                active_uj = max(0.0, busy_uj - watts * busy_s * 1e6)
+                active_uj = max(0.0, busy_uj - watts * busy * seconds * 1e6)
                 self.workflow_uj += workflow_uj
                 self.active_uj += active_uj * workflow_uj / busy_uj
 

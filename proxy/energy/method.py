@@ -27,8 +27,9 @@ class Method:
     spread: float
     drifts: int
     setting: str
-    steps: Literal["counted", "timed"]  # by the engine's counter, or by the seconds in which it was busy
-    cached: Literal["told", "counted", "unknown"]  # by usages, by the engine's counter, or taken for none
+    steps: Literal["counted", "inferred"]  # by the engine's counter, or from the tokens that were seen
+    # By usages, by the engine's counter, or unknown: then a prompt counts as computed as far as there was time for it.
+    cached: Literal["told", "counted", "unknown"]
     cpu: Literal["process", "whole"] | None  # how much of a processor's joules is the engine's; null without one
     withheld: str | None  # why its requests have no figures
 
@@ -47,7 +48,7 @@ def method(engine: Serving, now: float, setting: str, withheld: str | None) -> M
         spread=prices.spread,
         drifts=engine.fit.drifts,
         setting=setting,
-        steps="counted" if last is not None and now - last <= _RECENT_S else "timed",
+        steps="counted" if last is not None and now - last <= _RECENT_S else "inferred",
         cached="told" if engine.hits.told else "counted" if engine.hits.counted else "unknown",
         cpu=None if not on_cpu else "process" if engine.cpu.is_known(now) else "whole",
         withheld=withheld,

@@ -10,8 +10,10 @@ from proxy.energy.foreign import Foreign
 from proxy.energy.hits import Hits
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
-from proxy.energy.share import Load, Plan, Window, busy_s, plan
-from proxy.energy.work import Progress, hold
+from proxy.energy.share import Alone, Load, Plan, Window, busy_s, plan
+from proxy.energy.work import Progress, hold, place_prompts
+
+FEW = 64  # attempts among which it matters when each came and went
 
 _RECENT_S = 10.0
 
@@ -20,11 +22,16 @@ class Serving:
     """An engine's attempts that still matter, and what its own cumulative counters say over time."""
 
     def __init__(
-        self, name: str, devices: Sequence[str], prices: Coefficients, learnt: Mapping[str, Any] | None = None
+        self,
+        name: str,
+        devices: Sequence[str],
+        prices: Coefficients,
+        fit: Fit | None = None,
+        learnt: Mapping[str, Any] | None = None,
     ) -> None:
-        """`learnt` is what an earlier process knew of this engine's prices (`Fit.state`)."""
+        """`fit` learns in place of one of its own; `learnt` is what an earlier process knew (`Fit.state`)."""
         self.name, self.devices, self.learnt = name, tuple(devices), learnt or {}
-        self.fit = Fit.of(prices, self.learnt)
+        self.fit = fit or Fit.of(prices, self.learnt)
         self.prices = self.fit.prices()
         self.has_counters = False
         self.heard: float | None = None  # when its counters were last told
@@ -48,6 +55,12 @@ class Serving:
         if prices != self.fit.prior:
             self.fit = Fit.of(prices, self.learnt)
             self.prices = self.fit.prices()
+
+    def observe(self, alone: Alone, joules: float, seconds: float, setting: str) -> None:
+        """Learn from a window in which nobody else worked."""
+        self.fit.observe(alone.quantities, joules, seconds, setting)
+        if all(progress.visible for progress in self.attempts):
+            self.pace.saw(alone.counted, alone.seen)
 
     def learn(self, setting: str) -> None:
         """Use what the windows showed, under the setting of clocks and limits that holds now."""
@@ -176,7 +189,9 @@ class Round:
         return apportion(known, self._plan(others, window) if others else None, busy)
 
     def _plan(self, loads: Sequence[Load], window: Window) -> Plan:
-        return plan(loads, window.t0, window.t1, self._now, banded=self._settling)
+        # Among many, one more or less makes no difference, and looking at all of them does.
+        cuts = window.cuts if sum(len(load.attempts) for load in loads) <= FEW else ()
+        return plan(loads, window.t0, window.t1, self._now, banded=self._settling, cuts=cuts)
 
     def _loads(self, window: Window) -> list[Load]:
         sweeps = self._on(window.device, self._sweeps)
@@ -192,7 +207,9 @@ class Round:
         foreign = engine.foreign.tokens(t0, t1)
         if not inside and not foreign:
             return None
+        place_prompts((p for p in inside if p.visible and p.first is not None and p.first > t0), engine.prices)
         if self._settling:
             for progress in inside:
                 hold(progress, t1, self._now, engine.prices, view.steps)
-        return Load(engine.prices, inside, foreign, engine.pace.counted(t0, t1), view.steps, engine.name)
+        pace = engine.pace
+        return Load(engine.prices, inside, foreign, pace.counted(t0, t1), view.steps, engine.name, pace.steps_seen)

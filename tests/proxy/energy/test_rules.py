@@ -102,22 +102,31 @@ class Machine:
 # Steps and tokens -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("counts", [True, False])
-def test_without_a_step_counter_busy_seconds_take_its_place_and_the_label_says_so(counts: bool) -> None:
-    machine = Machine(steps_s={"e1": 1 / PRICES.step_s} if counts else {})
-    long, wide = machine.start(), machine.start()
-    for _ in range(20):
-        machine.relay(long, 2)
-        machine.relay(wide, 20)
+@pytest.mark.parametrize(("steps_s", "label"), [(None, "inferred"), (200.0, "counted"), (50.0, "counted")])
+def test_without_a_step_counter_tokens_tell_the_steps_and_the_label_says_so(steps_s: float | None, label: str) -> None:
+    """Who got most was in every step. A counter that moves more seldom tells of several tokens a step."""
+    machine = Machine(steps_s={} if steps_s is None else {"e1": steps_s})
+    teacher = machine.start()
+    for _ in range(300):
+        machine.relay(teacher, 20)
         machine.run(0.1)
-    for progress in (long, wide):
+    machine.end(teacher, 100, 6000)
+    machine.run(1.0)
+    slow, fast = machine.start(), machine.start()
+    for _ in range(20):
+        machine.relay(slow, 2)
+        machine.relay(fast, 20)
+        machine.run(0.1)
+    for progress in (slow, fast):
         machine.end(progress, 100, progress.frames)
-    assert machine.says().steps == ("counted" if counts else "timed")
     machine.finish()
-    # At the prior's pace both say the same: half of the steps each, and the tokens of each.
-    steps_j, tokens_j = 2.0 / PRICES.step_s * PRICES.step_j, [n * (0.025 + 0.00007 * (100 + n / 2)) for n in (40, 400)]
-    expected = [(steps_j / 2 + j) / (steps_j + sum(tokens_j)) for j in tokens_j]
-    assert [machine.uj(one) / 200e6 for one in (long, wide)] == pytest.approx(expected, rel=0.02)
+    says = machine.says()
+    assert says.steps == label
+    steps = 400 * (steps_s or 200.0) / 200.0
+    parts = [n / (40 + steps) * steps * says.step_j for n in (40, steps)]
+    joules = [j + n * (says.output_j + says.context_j * (100 + n / 2)) for j, n in zip(parts, (40, 400), strict=True)]
+    expected = [j / sum(joules) for j in joules]
+    assert [machine.uj(one) / 200e6 for one in (slow, fast)] == pytest.approx(expected, rel=0.1)
 
 
 def test_a_step_counter_that_fell_silent_is_no_longer_counted_on() -> None:
@@ -126,20 +135,20 @@ def test_a_step_counter_that_fell_silent_is_no_longer_counted_on() -> None:
     assert machine.says().steps == "counted"
     machine.steps_s.clear()
     machine.run(11.0)
-    assert machine.says().steps == "timed"
+    assert machine.says().steps == "inferred"
 
 
 @pytest.mark.parametrize("tokens_a_frame", [1, 4])
-@pytest.mark.parametrize("frames_a_read", [1, 3])
+@pytest.mark.parametrize("ticks_a_read", [1, 3])
 def test_frames_that_hold_several_tokens_or_come_together_weigh_what_the_usage_says(
-    tokens_a_frame: int, frames_a_read: int
+    tokens_a_frame: int, ticks_a_read: int
 ) -> None:
     machine = Machine()
     plain, odd = machine.start(), machine.start()
     for tick in range(36):
-        machine.relay(plain, 4)
-        if tick % frames_a_read == frames_a_read - 1:
-            machine.relay(odd, 4 * frames_a_read // tokens_a_frame)
+        if tick % ticks_a_read == ticks_a_read - 1:
+            machine.relay(plain, 4 * ticks_a_read)
+            machine.relay(odd, 4 * ticks_a_read // tokens_a_frame)
         machine.run(0.1)
     machine.end(plain, 100, 144)
     machine.end(odd, 100, 144)
@@ -336,7 +345,7 @@ def test_the_label_says_where_the_prices_come_from() -> None:
     assert said["nobody"] is None and said["known"] and said["unknown"]
     assert said["known"].prices.startswith("measured on one H200") and said["known"].spread == 1.25
     assert said["unknown"].prices == ("scaled from H200 x Llama-2-7B; unknown: device 'NVIDIA B300', model 'gpt-9'")
-    assert (said["unknown"].spread, said["unknown"].windows, said["unknown"].steps) == (2.0, 0, "timed")
+    assert (said["unknown"].spread, said["unknown"].windows, said["unknown"].steps) == (2.0, 0, "inferred")
 
 
 def test_prices_that_are_told_again_and_again_leave_what_was_learnt() -> None:
@@ -365,7 +374,7 @@ def test_another_setting_of_the_clocks_switches_the_gain() -> None:
         step_j.setdefault(setting, []).append(machine.says().step_j)
         assert machine.says().setting == setting
     assert step_j["300 W"][-1] / step_j[""][-1] == pytest.approx(0.7, rel=0.02)
-    assert step_j[""][1] == pytest.approx(step_j[""][0], rel=0.02), "each setting keeps its own"
+    assert step_j[""][1] == pytest.approx(step_j[""][0], rel=0.05), "each setting keeps its own"
     assert machine.says().drifts == 0
     machine.attribution.setting(GPU, machine.now, "")
     machine.run(1.0)
