@@ -38,6 +38,7 @@ class Progress:
     marks: list[tuple[float, float]] = field(default_factory=list)
     first_guess: float | None = None
     begun: float | None = None
+    ticks: list[float] | None = None  # when each frame came, while a trace is recorded
 
     @property
     def visible(self) -> bool:
