@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from proxy import clock
@@ -37,7 +37,10 @@ class Meter:
         ledger: Ledger,
         metrics: Metrics,
         interval_s: float,
+        seen: Callable[[Sequence[Reading]], None] | None = None,
     ) -> None:
+        """`seen` is told of every round of readings."""
+        self._seen = seen
         self._sources, self._attribution, self._book = sources, attribution, book
         self._ledger, self._metrics, self._interval_s = ledger, metrics, interval_s
         self._reading = ThreadPoolExecutor(1, "counters")
@@ -104,9 +107,12 @@ class Meter:
     async def read(self) -> None:
         """One round of readings into attribution."""
         loop = asyncio.get_running_loop()
-        for reading in await loop.run_in_executor(self._reading, self._read_sources):
+        readings = await loop.run_in_executor(self._reading, self._read_sources)
+        for reading in readings:
             self._take(reading)
         self._attribution.mark(clock.now())
+        if self._seen is not None:
+            self._seen(readings)
 
     def _read_sources(self) -> list[Reading]:
         return [reading for source in self._sources for reading in source.read()]
