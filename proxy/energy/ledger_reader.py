@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from proxy.energy.ledger import LedgerError, explained, schema_version
+from proxy.energy.ledger_file import LedgerError, explained, schema_version
 from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality
 from proxy.energy.schema import MIGRATIONS
 
@@ -88,7 +88,7 @@ class LedgerReader:
         did not succeed.
         """
         where, values = _matching(tenant=tenant)
-        with self._read() as db:
+        with self.read() as db:
             runs = db.execute(f"SELECT * FROM total_runs {where}", values).fetchall()
             requests = db.execute(f"SELECT * FROM total_requests {where}", values).fetchall()
             energy = db.execute(f"SELECT * FROM total_energy {where}", values).fetchall()
@@ -107,7 +107,7 @@ class LedgerReader:
         where, values = _matching(tenant=tenant, workflow=workflow)
         if since is not None:
             where, values = f"{where} {'AND' if where else 'WHERE'} opened >= ?", (*values, since)
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute(f"SELECT * FROM runs {where} ORDER BY opened DESC LIMIT ?", (*values, limit)).fetchall()
             uids = (json.dumps([row["uid"] for row in rows]),)
             requests = db.execute(
@@ -139,7 +139,7 @@ class LedgerReader:
     def run(self, tenant: str | None, run_id: str) -> dict[str, Any] | None:
         """The newest segment of a run with its requests, null for an unknown one. Of several tenants' the newest."""
         where, values = _matching(run=run_id, tenant=tenant)
-        with self._read() as db:
+        with self.read() as db:
             # The unary plus keeps the planner from walking the runs by time until it meets this one.
             newest = "ORDER BY +opened DESC, +segment DESC LIMIT 1"
             run = db.execute(f"SELECT * FROM runs {where} {newest}", values).fetchone()
@@ -151,7 +151,7 @@ class LedgerReader:
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         """One request with the run that it belongs to, null for an unknown one."""
-        with self._read() as db:
+        with self.read() as db:
             found = db.execute("SELECT * FROM requests WHERE id = ?", (request_id,)).fetchall()
             if not found:
                 return None
@@ -163,7 +163,7 @@ class LedgerReader:
         """What each engine's requests have cost: joules with band and quality, and joules by component."""
         sums: dict[str, _Energy] = defaultdict(_Energy)
         components: dict[str, dict[str, int]] = defaultdict(dict)
-        with self._read() as db:
+        with self.read() as db:
             for row in db.execute(
                 "SELECT engine, component, quality, sum(uj) AS uj, sum(low_uj) AS low_uj, sum(high_uj) AS high_uj"
                 " FROM total_energy WHERE records > 0 GROUP BY engine, component, quality"
@@ -175,8 +175,9 @@ class LedgerReader:
         }
 
     def devices(self) -> list[DeviceRecord]:
-        """The devices as they were last written: where a restarted gateway takes the books up again."""
-        with self._read() as db:
+        """The devices as they were last written, with all that their counters have moved (`counter_uj`): where a
+        restarted gateway takes the books up again."""
+        with self.read() as db:
             return [
                 DeviceRecord(**{**dict(row), "quality": Quality(row["quality"])})
                 for row in db.execute("SELECT * FROM devices ORDER BY device")
@@ -184,7 +185,7 @@ class LedgerReader:
 
     def parts(self) -> dict[str, Parts]:
         """What became of each device's joules so far, summed over its windows."""
-        with self._read() as db:
+        with self.read() as db:
             return {
                 row["device"]: Parts(*row[1:])
                 for row in db.execute(
@@ -195,7 +196,7 @@ class LedgerReader:
 
     def balance(self) -> dict[str, dict[str, Any]]:
         """The committed books of each device: its counter, the parts, and what they leave unexplained (joules)."""
-        with self._read() as db:
+        with self.read() as db:
             devices = db.execute(
                 "SELECT devices.device, devices.quality, counter_uj, coalesce(sum(workflow_uj), 0) AS workflow_uj,"
                 " coalesce(sum(idle_uj), 0) AS idle_uj, coalesce(sum(foreign_uj), 0) AS foreign_uj,"
@@ -213,8 +214,14 @@ class LedgerReader:
             for row in devices
         }
 
+    def dropped(self) -> tuple[int, int]:
+        """How many requests the ledger never had as more than sums, for want of room in memory, and their µJ."""
+        with self.read() as db:
+            return db.execute("SELECT coalesce(sum(requests), 0), coalesce(sum(uj), 0) FROM dropped").fetchone()[:]
+
     @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one commit, whole, as long as it is held; the writer goes on."""
         if not self.path.exists():
             raise LedgerError(f"{self.path}: no ledger here yet; it is made when the gateway starts")
         with explained(self.path):

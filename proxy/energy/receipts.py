@@ -135,8 +135,10 @@ class Second:
     batch: Batch
     deltas: list[EnergyDelta]
     wasted: list[tuple[str, str, int]]  # workflow label, reason, µJ counted earlier as mere energy
-    ended: list[Receipt]
-    settled: list[Receipt]
+    tokens: dict[tuple[str, str, str], tuple[int, int, int]]  # see `tokens_by_label`, of requests that ended
+    opened: list[str]  # requests that no earlier second has
+    begun: list[str]  # runs (by uid) that no earlier second has
+    settled: dict[str, Run]  # requests that no later second will have, and whose they are
     finals: list[Run]
 
     def __bool__(self) -> bool:
@@ -154,6 +156,8 @@ class Book:
         self._receipts: dict[str, Receipt] = {}
         self._dirty_runs: dict[str, Run] = {}
         self._dirty: dict[str, Receipt] = {}
+        self._opened: list[str] = []
+        self._begun: list[str] = []
         self._ended: list[Receipt] = []
         self._unpaid: dict[str, Receipt] = {}  # ended, with joules still to come
         self._wasteful: dict[str, Receipt] = {}  # of those, the ones with an attempt that bought nothing
@@ -173,12 +177,14 @@ class Book:
             uid = f"{int(now * 1000):012x}{os.urandom(8).hex()}"  # in order of time, as the ledger keeps them
             run = Run(uid, tenant, identity.run, identity.workflow, label, now, quiet_s, last=now, ended=now)
             self._runs[key] = run
+            self._begun.append(uid)
         run.in_flight += 1
         run.unsettled += 1
         run.last = now
         run.asked_to_close |= identity.final or identity.alone
         receipt = Receipt(request_id, run, identity, self._step_label(run.label, identity.step), path, received=now)
         self._receipts[request_id] = receipt
+        self._opened.append(request_id)
         self._touch(receipt)
         return receipt
 
@@ -246,12 +252,27 @@ class Book:
             ],
         )
         wasted = [one for receipt in self._wasteful.values() for one in _newly_wasted(receipt)]
-        ended, self._ended = self._ended, []
+        second = Second(
+            batch,
+            deltas,
+            wasted,
+            tokens_by_label(self._ended),
+            self._opened,
+            self._begun,
+            {receipt.id: receipt.run for receipt in settled},
+            finals,
+        )
+        self._opened, self._begun, self._ended = [], [], []
         self._windows, self._dirty_runs, self._dirty = {}, {}, {}
         for receipt in settled:
             del self._receipts[receipt.id], self._unpaid[receipt.id]
             self._wasteful.pop(receipt.id, None)
-        return Second(batch, deltas, wasted, ended, settled, finals)
+        return second
+
+    def renew(self) -> None:
+        """Hand everything that is open over again, whole: the ledger no longer has it."""
+        for receipt in self._receipts.values():
+            self._touch(receipt)
 
     def _touch(self, receipt: Receipt) -> None:
         self._dirty[receipt.id] = receipt

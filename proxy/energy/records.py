@@ -1,9 +1,10 @@
 """The plain records that energy accounting hands to the ledger and to the metrics, once a second, as one batch.
 
-Energies are integers of microjoules, times Unix seconds. Energy and window records are *deltas* to add; the others
-replace what the ledger holds under the same key. They are made and written thousands of times a second, so they are
-tuples in the order of their table's columns, with plain strings and integers that SQLite takes as they are (an
-enumeration's member costs an adapter's look-up, each).
+Energies are integers of microjoules, times Unix seconds, days those of UTC. Energy, window and day records, and a
+device's `counter_uj`, are *deltas* to add; the others replace what the ledger holds under the same key.
+
+They are made and written thousands of times a second, so they are tuples in the order of their table's columns, with
+plain strings and integers that SQLite takes as they are (an enumeration's member costs an adapter's look-up, each).
 """
 
 from dataclasses import dataclass, field
@@ -118,15 +119,69 @@ class WindowRecord(NamedTuple):
 
 
 class DeviceRecord(NamedTuple):
-    """A device and the last state of its books: what its counter has moved in all, and its last raw reading."""
+    """A device and where its books stand: what its counter has moved since the last record, to add, and the last raw
+    reading that is booked."""
 
     device: str
     component: str
     model: str
     quality: Quality  # of the counter itself
-    counter_uj: int  # everything booked so far; equals the windows' sum
+    counter_uj: int  # from the raw readings; what the windows of the same batch sum to, or the books are wrong
     raw_uj: int
     t: float
+
+
+class DayRuns(NamedTuple):
+    """Final runs of one day without a row each, to add."""
+
+    day: str  # YYYY-MM-DD, by when the run was opened
+    tenant: str
+    workflow: str
+    runs: int
+    duration_us: int
+
+
+class DayRequests(NamedTuple):
+    """Requests of one day without a row each, to add."""
+
+    day: str
+    tenant: str
+    workflow: str
+    step: str
+    outcome: str
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+
+
+class DayEnergy(NamedTuple):
+    """Energy of one day without a row for each request, to add; `records` counts what it is the sum of."""
+
+    day: str
+    tenant: str
+    workflow: str
+    step: str
+    engine: str
+    component: str
+    quality: str
+    outcome: str
+    records: int
+    uj: int
+    low_uj: int
+    high_uj: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What is left of receipts that the ledger could not take: sums by day, so that no joule or token is missing."""
+
+    runs: list[DayRuns] = field(default_factory=list)
+    requests: list[DayRequests] = field(default_factory=list)
+    energy: list[DayEnergy] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any((self.runs, self.requests, self.energy))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +194,8 @@ class Batch:
     energy: list[EnergyRecord] = field(default_factory=list)
     windows: list[WindowRecord] = field(default_factory=list)
     devices: list[DeviceRecord] = field(default_factory=list)
+    dropped: Dropped = field(default_factory=Dropped)
 
     def __bool__(self) -> bool:
-        return any((self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices))
+        parts = (self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices, self.dropped)
+        return any(parts)

@@ -1,7 +1,8 @@
 """What the ledger's tables are: one SQL script a version, applied in order, the file's `user_version` says how many.
 
 The `total_*` tables repeat sums of the detail, so that a question about a workflow does not read a million runs. They
-are moved in the same transaction as the detail. Energies are microjoules, times Unix seconds.
+are moved in the same transaction as the detail, and keep what the detail forgets. The `day_*` tables have what it
+forgot, by the UTC day on which a run was opened. Energies are microjoules, times Unix seconds.
 """
 
 APPLICATION_ID = 0x4A4F554C  # marks the file as a ledger of ours
@@ -198,5 +199,62 @@ MIGRATIONS: tuple[str, ...] = (
     FROM energy CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
         CROSS JOIN requests ON id = energy.request_id CROSS JOIN runs ON uid = run_uid
     GROUP BY tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, '');
+    """,
+    # What has no rows of its own any more, or never had: the detail and these sum to the totals.
+    """
+    CREATE TABLE day_runs (
+        day TEXT NOT NULL,
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        runs INTEGER NOT NULL,
+        duration_us INTEGER NOT NULL,
+        PRIMARY KEY (day, tenant, workflow)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE day_requests (
+        day TEXT NOT NULL,
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        PRIMARY KEY (day, tenant, workflow, step, outcome)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE day_energy (
+        day TEXT NOT NULL,
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        component TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        records INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        low_uj INTEGER NOT NULL,
+        high_uj INTEGER NOT NULL,
+        PRIMARY KEY (day, tenant, workflow, step, engine, component, quality, outcome)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE day_windows (
+        day TEXT NOT NULL,
+        device TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        workflow_uj INTEGER NOT NULL,
+        idle_uj INTEGER NOT NULL,
+        foreign_uj INTEGER NOT NULL,
+        gap_uj INTEGER NOT NULL,
+        PRIMARY KEY (day, device, quality)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE dropped (
+        day TEXT PRIMARY KEY,
+        requests INTEGER NOT NULL,
+        uj INTEGER NOT NULL
+    ) WITHOUT ROWID;
     """,
 )

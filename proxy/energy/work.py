@@ -109,6 +109,12 @@ def work_in(
     start, end = progress.dispatched, progress.ended if progress.ended is not None else max(now, t1)
     prompt = progress.prompt_tokens if progress.prompt_tokens is not None else progress.prompt_guess
     first = first_token(progress, end, prices)
+    if t0 <= start < end <= t1 and progress.ended is not None and progress.output_tokens:
+        # All of it, as with most requests that are shorter than a window: nothing needs to be placed.
+        tokens, uncached = progress.output_tokens, computed(progress, prices)
+        prefill_s = max(0.0, min(first, end) - start)
+        times = prefill_s, end - start - prefill_s
+        return Work(*times, 1 + uncached // CHUNK, tokens - 1, uncached, tokens, tokens * (prompt + tokens / 2))
     if not progress.visible:
         before = _guessed(progress, t0, first, end, prices, steps)
         after = _guessed(progress, t1, first, end, prices, steps)

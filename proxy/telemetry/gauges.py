@@ -20,7 +20,9 @@ class Gauges:
     limit: Mapping[tuple[str, str], int] = field(default_factory=dict)  # a gate without a limit is left out
     engine_up: Mapping[str, bool] = field(default_factory=dict)
     breaker: Mapping[str, str] = field(default_factory=dict)  # engine -> its state
+    ledger_writable: bool = True
     ledger_backlog: int = 0  # batches not yet committed
+    ledger_waiting: int = 0  # requests in them
 
     def families(self) -> Iterator[GaugeMetricFamily]:
         power = GaugeMetricFamily(
@@ -55,6 +57,12 @@ class Gauges:
             for name in State:
                 breaker.add_metric((engine, name.value), int(state == name))
         yield breaker
+        yield GaugeMetricFamily(
+            "joulegate_ledger_writable", "0 while the ledger cannot be written.", value=int(self.ledger_writable)
+        )
+        yield GaugeMetricFamily(
+            "joulegate_ledger_waiting_requests", "Requests in batches that wait.", value=self.ledger_waiting
+        )
         yield GaugeMetricFamily(
             "joulegate_ledger_backlog", "Batches that the ledger has not yet committed.", value=self.ledger_backlog
         )

@@ -7,12 +7,16 @@ import pytest
 from rich.console import Console
 
 from joulegate.report import joules_text, show
-from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger import Ledger
+from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import (
     AttemptRecord,
     Batch,
+    DayEnergy,
+    DayRequests,
     DeviceRecord,
+    Dropped,
     EnergyRecord,
     Outcome,
     Quality,
@@ -134,3 +138,11 @@ def test_an_empty_ledger_and_none(tmp_path: Path) -> None:
 )
 def test_digits_follow_the_quality(joules: float | None, quality: str | None, text: str) -> None:
     assert joules_text(joules, quality) == text
+
+
+def test_what_only_sums_are_kept_of_is_said(tmp_path: Path) -> None:
+    lost = [DayEnergy("1970-01-01", "t", "search", "query", "e1", "gpu", "attributed", "ok", 2, 5_000_000, 0, 0)]
+    requests = [DayRequests("1970-01-01", "t", "search", "query", "ok", 1200, 0, 0, 0)]
+    text = printed(tmp_path, books(Quality.MEASURED), Batch(dropped=Dropped(requests=requests, energy=lost)))
+    assert "Of 1,200 requests (5.00 J) only sums are kept" in text
+    assert "only sums" not in printed(tmp_path / "other", books(Quality.MEASURED))
