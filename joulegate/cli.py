@@ -198,6 +198,24 @@ def export(
 
 
 @app.command()
+def attribute(
+    trace: Annotated[Path, typer.Argument(help="a recorded trace (energy.record), gzipped or not")],
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+    fit_on: Annotated[
+        str | None, typer.Option(help="fit the prices on these scenarios alone, with commas between; default: on all")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="the card, where the trace does not say, as 'NVIDIA H200'")] = "",
+    model: Annotated[str, typer.Option(help="the model, likewise, as 'llama-2-7b'")] = "",
+) -> None:
+    """Who caused the joules of a recorded trace: every scenario by class and request."""
+    no_clash()
+    from joulegate.attribute import run
+
+    with one_line_errors():
+        run(trace, json=json, fit_on=fit_on, gpu=gpu, model=model, out=out)
+
+
+@app.command()
 def restore(config: ConfigOption = None) -> None:
     """Set every power limit back that a gateway which is gone left behind (behind a zeusd: with its configuration)."""
     no_clash()

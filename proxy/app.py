@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Header, Request, Response
@@ -31,10 +32,12 @@ from proxy.energy.meter import Meter
 from proxy.energy.prior import Coefficients, prior
 from proxy.energy.processes import Processes
 from proxy.energy.receipts import Book, share_quality
+from proxy.energy.record import Recorder
 from proxy.energy.records import Quality
-from proxy.energy.sources import Device, on_cpu, on_gpus, open_sources
-from proxy.engines.interface import Engine, load_engine
+from proxy.energy.sources import Device, Reading, on_cpu, on_gpus, open_sources
+from proxy.engines.interface import Engine, EngineSample, load_engine
 from proxy.forward import Forward, Receive, Scope, Send
+from proxy.health import PROBE_EVERY_S
 from proxy.keys import Keys
 from proxy.lanes import Lanes
 from proxy.live import LiveGateway
@@ -49,6 +52,7 @@ from proxy.tls import check_tls
 
 ALL = "*"  # as a workflow in the gate's limit: the engine's own, over all of them
 ON_CPU = ("embedded",)  # kinds of engine that use no GPU, whatever this machine has
+RECORDED_S = 0.1  # how often engines are asked for their counters while a trace is recorded
 EVERYBODYS = ("/healthz", "/readyz")
 TENANTS = ("/energy/workflows", "/energy/runs", "/energy/requests")  # each shows a tenant its own figures alone
 
@@ -81,7 +85,8 @@ class Gateway:
         self.metrics = Metrics(version, bounds)
         self.attribution = Attribution(config.energy.settle)
         self.book = Book(bounds.workflow, bounds.step)
-        self._lanes = Lanes(self.attribution, self._price)
+        self.recorder: Recorder | None = None
+        self._lanes = Lanes(self.attribution, self._price, RECORDED_S if config.energy.record else PROBE_EVERY_S)
         self.lanes = self._lanes.active
         self._opened = AsyncExitStack()
         self._gates_seen = {(engine.name, name) for engine in config.engines for name in config.workflows}
@@ -107,6 +112,7 @@ class Gateway:
         self.meter = Meter(
             *(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval),
             *(config.ledger.buffer_requests, config.ledger.retention()),
+            seen=self._record if config.energy.record else None,
             processes=Processes(self._engines_on_our_cpu),
         )
         self.attribution.remember(await asyncio.to_thread(learnt.read, learnt.beside(config.ledger.path)))
@@ -129,6 +135,10 @@ class Gateway:
             config.routing.slack,
         )
         self.forward = Forward(config, self.router, self.keys, self.book, self.attribution, self.metrics, self._parts)
+        if config.energy.record is not None:
+            self.recorder = self.forward.recorder = _recorder(config.energy.record, config.energy.record_mb)
+            self._opened.push_async_callback(self.recorder.close)
+            self.said.append(f"recording a trace in {config.energy.record}")
         self.api = self._api(LedgerReader(config.ledger.path))
         await self.meter.read()
         await self.meter.commit()  # so that even a life of less than a second leaves where the counters stood
@@ -140,6 +150,8 @@ class Gateway:
             "the policy's loop": self.control.run_forever,
             "keeping what was learnt": self._keep_learnt_forever,
         }
+        if self.recorder is not None:
+            loops["recording the trace"] = self.recorder.write_forever
         tasks = [asyncio.create_task(forever(what, run)) for what, run in loops.items()]
         self._opened.push_async_callback(_end, tasks)
         self._lanes.watch()
@@ -318,6 +330,17 @@ class Gateway:
         path, content = learnt.beside(self.config.ledger.path), learnt.encode(self.attribution.learnt())
         await asyncio.to_thread(learnt.write, path, content)
 
+    def _record(self, readings: Sequence[Reading]) -> None:
+        """Put a round of readings into the trace, with what the engines on these devices said last."""
+        if self.recorder is None or not self.recorder.recording:
+            return
+        samples: dict[str, list[tuple[str, EngineSample]]] = {}
+        for lane in self.lanes:
+            self.recorder.engine(lane.name, self._device_model(lane.engine), next(iter(lane.models), ""))
+            for device in lane.engine.devices:
+                samples.setdefault(device, []).append((lane.name, lane.sample or EngineSample(clock.now())))
+        self.recorder.counters(readings, samples)
+
     # Control --------------------------------------------------------------------------------------------------------
 
     async def _control(self) -> Control:
@@ -392,6 +415,13 @@ class Gateway:
             ledger_waiting=self.meter.writer.requests,
             methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
         )
+
+
+def _recorder(path: Path, most_mb: float) -> Recorder:
+    try:
+        return Recorder(path, int(most_mb * 1e6))
+    except OSError as error:
+        raise ConfigError(f"energy.record: {path} cannot be written: {error.strerror or error}") from None
 
 
 def _policy(config: Config) -> Policy:

@@ -21,6 +21,7 @@ from proxy.client import Broken, Client, Receive, Scope, Send
 from proxy.config import Config
 from proxy.energy.attribution import Attribution
 from proxy.energy.receipts import Attempt, Book, Receipt
+from proxy.energy.record import Recorder
 from proxy.energy.records import Outcome, Quality
 from proxy.energy.work import Progress
 from proxy.gate import QueueFull, Ticket
@@ -52,7 +53,8 @@ class Busy(Broken):
 class Forward:
     """Everything that one exchange needs of the gateway.
 
-    `max_tokens` holds the policy's ceilings by workflow; `parts` says which components of an engine are metered.
+    `max_tokens` holds the policy's ceilings by workflow; `parts` says which components of an engine are metered;
+    `recorder`, where there is one, is told of every attempt.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Forward:
         self.router, self.keys = router, keys
         self.book, self.attribution, self.metrics, self.parts = book, attribution, metrics, parts
         self.max_tokens: Mapping[str, int] = {}
+        self.recorder: Recorder | None = None
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -254,6 +257,8 @@ class _Exchange:
             # Four bytes a token is the usual rule of thumb; it stands in only until the engine has counted.
             progress = Progress(receipt.id, attempt.n, lane.name, dispatched, len(raw) // 4, receipt.stream)
             attempt.progress = progress
+            if forward.recorder is not None and forward.recorder.recording:
+                progress.ticks = []
             forward.attribution.start(progress)
             attempt.code, attempt.outcome = await self._relay(lane, raw, progress, last)
             return attempt.code, attempt.outcome
@@ -271,6 +276,8 @@ class _Exchange:
             if attempt.progress is not None:
                 attempt.progress.ended = attempt.ended
                 attempt.first = attempt.progress.first
+                if forward.recorder is not None:
+                    forward.recorder.attempt(attempt.progress, receipt.run.label)
 
     async def _admit(self, lane: Lane, ticket: Ticket, attempt: Attempt) -> None:
         wait_s = min(self.limits.queue_seconds, self.ends - self.loop.time())

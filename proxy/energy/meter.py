@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from proxy import clock
@@ -44,10 +44,11 @@ class Meter:
         interval_s: float,
         most_requests: int = MOST_REQUESTS,
         retention: Retention | None = None,
+        seen: Callable[[Sequence[Reading]], None] | None = None,
         processes: Processes | None = None,
     ) -> None:
-        """`processes` tells the CPU time of engines on this machine; without it theirs is not known."""
-        self._processes = processes
+        """`seen` is told of every round of readings; `processes` tells the CPU time of engines on this machine."""
+        self._seen, self._processes = seen, processes
         self._sources, self._attribution, self._book = sources, attribution, book
         self._metrics, self._interval_s = metrics, interval_s
         self._reading = ThreadPoolExecutor(1, "counters")
@@ -117,6 +118,8 @@ class Meter:
         for time_ in times:
             self._attribution.cpu(time_)
         self._attribution.mark(clock.now())
+        if self._seen is not None:
+            self._seen(readings)
 
     def _read_all(self) -> tuple[list[Reading], list[CpuTime]]:
         readings = [reading for source in self._sources for reading in source.read()]

@@ -40,6 +40,7 @@ class Progress:
     first_guess: float | None = None
     cached_guess: int = 0
     begun: float | None = None
+    ticks: list[float] | None = None  # when each frame came, while a trace is recorded
 
     @property
     def visible(self) -> bool:
@@ -113,9 +114,9 @@ def work_in(
     if t0 < start < end <= t1 and progress.ended is not None and progress.output_tokens:
         # All of it, as with most requests that are shorter than a window: nothing needs to be placed.
         tokens, uncached = progress.output_tokens, computed(progress, prices)
-        prefill_s, context = max(0.0, min(first, end) - start), tokens * (prompt + tokens / 2)
-        chunks = 1 + uncached // CHUNK
-        return Work(prefill_s, end - start - prefill_s, chunks, tokens - 1, uncached, tokens, context)
+        prefill_s = max(0.0, min(first, end) - start)
+        times = prefill_s, end - start - prefill_s
+        return Work(*times, 1 + uncached // CHUNK, tokens - 1, uncached, tokens, tokens * (prompt + tokens / 2))
     if not progress.visible:
         before = _guessed(progress, t0, first, end, prices, steps)
         after = _guessed(progress, t1, first, end, prices, steps)
