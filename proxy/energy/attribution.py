@@ -156,9 +156,7 @@ class Attribution:
     def mark(self, t: float) -> None:
         """Remember how far every running attempt has come; called with every round of readings."""
         for engine in self._engines.values():
-            for progress in engine.attempts:
-                if progress.ended is None and progress.frames:
-                    progress.marks.append((t, progress.frames))
+            engine.seen.mark(t, engine.attempts)
 
     def resume(self, device: str, t: float, raw_uj: int, last_raw_uj: int) -> int:
         """Begin a device's books where an earlier process left them; returns the gap (0 after a reset).

@@ -1,6 +1,7 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from proxy.energy.apportion import apportion
@@ -10,10 +11,9 @@ from proxy.energy.foreign import Foreign
 from proxy.energy.hits import Hits
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
+from proxy.energy.seen import MANY, Seen
 from proxy.energy.share import Alone, Load, Plan, Window, busy_s, plan
 from proxy.energy.work import Progress, hold, place_prompts
-
-FEW = 64  # attempts among which it matters when each came and went
 
 _RECENT_S = 10.0
 
@@ -38,6 +38,7 @@ class Serving:
         self.attempts: list[Progress] = []
         self.started = 0  # attempts in all
         self.pace, self.foreign, self.hits, self.cpu = Pace(), Foreign(), Hits(), CpuPart()
+        self.seen = Seen()
 
     @property
     def main_device(self) -> str:
@@ -69,12 +70,13 @@ class Serving:
 
     def follow(self, former: "Serving") -> None:
         """Take the place of another engine: the attempts that it still serves go on."""
-        self.attempts, self.started = former.attempts, former.started
+        self.attempts, self.started, self.seen = former.attempts, former.started, former.seen
         self.foreign.follow(former.foreign)
 
     def start(self, progress: Progress) -> None:
-        self.attempts.append(progress)
         self.started += 1
+        progress.serial = self.started
+        self.attempts.append(progress)
 
     def forget(self, horizon: float) -> None:
         """Drop what no window after `horizon` can need."""
@@ -83,7 +85,7 @@ class Serving:
             if progress.ended is None or progress.ended > horizon:
                 keep.append(progress)
                 while len(progress.marks) > 1 and progress.marks[1][0] <= horizon:
-                    progress.marks.pop(0)
+                    del progress.marks[0]
             else:
                 self.foreign.relay(progress)
                 self.hits.relay(progress)
@@ -92,6 +94,7 @@ class Serving:
         self.pace.forget(horizon)
         self.foreign.forget(horizon)
         self.cpu.forget(horizon)
+        self.seen.forget(horizon)
 
 
 class _View:
@@ -105,8 +108,13 @@ class _View:
 
     def steps(self, t0: float, t1: float) -> float:
         if self._token_s is None:
-            self._token_s = self.engine.pace.token_s(self.attempts, self.engine.prices)
+            self._token_s = self.engine.pace.token_s(self.attempts, self.engine.seen, self.engine.prices)
         return self.engine.pace.expected(t0, t1, self._token_s)
+
+    def spans(self, t0: float, t1: float) -> bool:
+        """Whether one of the attempts was in flight from `t0` to `t1`."""
+        began = takewhile(lambda progress: progress.dispatched <= t0, self.attempts)
+        return any(progress.ended is None or progress.ended >= t1 for progress in began)
 
     def is_told(self, t1: float) -> bool:
         """Whether all is known of what ran before `t1`."""
@@ -159,6 +167,8 @@ class Round:
 
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
+        if any(view.spans(window.t0, window.t1) for view in self._by_device.get(window.device, ())):
+            return window.t1 > window.t0
         attempts = [p for sweep in self._on(window.device, self._ahead) for p in sweep.inside(window.t0, window.t1)]
         return busy_s(attempts, window.t0, window.t1, self._now) >= window.t1 - window.t0 > 0
 
@@ -190,7 +200,7 @@ class Round:
 
     def _plan(self, loads: Sequence[Load], window: Window) -> Plan:
         # Among many, one more or less makes no difference, and looking at all of them does.
-        cuts = window.cuts if sum(len(load.attempts) for load in loads) <= FEW else ()
+        cuts = window.cuts if sum(len(load.attempts) for load in loads) <= MANY else ()
         return plan(loads, window.t0, window.t1, self._now, banded=self._settling, cuts=cuts)
 
     def _loads(self, window: Window) -> list[Load]:
@@ -210,6 +220,8 @@ class Round:
         place_prompts((p for p in inside if p.visible and p.first is not None and p.first > t0), engine.prices)
         if self._settling:
             for progress in inside:
-                hold(progress, t1, self._now, engine.prices, view.steps)
+                if not progress.visible:
+                    hold(progress, t1, self._now, engine.prices, view.steps)
         pace = engine.pace
-        return Load(engine.prices, inside, foreign, pace.counted(t0, t1), view.steps, engine.name, pace.steps_seen)
+        counted = pace.counted(t0, t1)
+        return Load(engine.prices, inside, foreign, counted, view.steps, engine.name, pace.steps_seen, engine.seen)
