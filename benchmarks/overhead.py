@@ -6,7 +6,6 @@ What is left out is what they cost the data plane (`benchmarks.proxy`) and the d
 """
 
 import asyncio
-import gc
 import random
 import tempfile
 import time
@@ -24,6 +23,7 @@ from rich.table import Table
 from benchmarks import machine
 from benchmarks.bars import Bar
 from benchmarks.report import print_bars
+from joulegate.serve import calm_collector
 from proxy import clock
 from proxy.config import EngineConfig
 from proxy.energy.attribution import Attribution
@@ -97,7 +97,10 @@ class _Source:
         self._stage = stage
 
     def read(self) -> list[Reading]:
-        return [Reading(name, self._stage.now, uj) for name, uj in self._stage.raw_uj.items()]
+        # One after the other, so that no two devices have the same windows.
+        return [
+            Reading(name, self._stage.now + n / 4000, uj) for n, (name, uj) in enumerate(self._stage.raw_uj.items())
+        ]
 
     def close(self) -> None:
         """Nothing is held open."""
@@ -215,7 +218,7 @@ async def _measure(in_flight: int, seconds: int) -> dict[str, float]:
         for _ in range(15):  # until the first have ended, and windows settle as fast as they come
             await stage.second()
         costs.seconds.clear()
-        gc.collect()
+        calm_collector()
         spent = 0.0
         for _ in range(seconds):
             spent += await stage.second()

@@ -30,6 +30,7 @@ log = logging.getLogger("joulegate.attribution")
 WINDOW_S = (
     0.5  # busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says
 )
+CROWDED_S = 1.5
 IDLE_S = 1.0  # the power of a device at rest is its mean over about so long
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 
@@ -342,11 +343,15 @@ class Attribution:
 
 
 def _busy_together(windows: Sequence[Window], round_: Round) -> Iterator[list[Window]]:
-    """The windows in their order, busy neighbours of up to `WINDOW_S` in all together."""
+    """The windows in their order, busy neighbours of up to `WINDOW_S` in all together.
+
+    Of up to `CROWDED_S` while so many are in flight that shares change slowly, and each window costs a share for each.
+    """
     together: list[Window] = []
     for window in windows:
         busy = not window.gap and round_.is_busy(window)
-        if together and not (busy and window.t1 - together[0].t0 <= WINDOW_S + 1e-3):
+        most_s = CROWDED_S if round_.is_crowded(window) else WINDOW_S
+        if together and not (busy and window.t1 - together[0].t0 <= most_s + 1e-3):
             yield together
             together = []
         together.append(window)

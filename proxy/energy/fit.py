@@ -26,6 +26,7 @@ Floats = NDArray[np.float64]
 ERROR = 0.12  # relative error of a window of half a second: counter steps and the sensor's own sampling
 LEAST_S = 0.4  # shorter windows are mostly noise, and are taken together
 ENOUGH = 20  # windows before what was learnt is used
+_WORTH_IT = 5  # new windows
 _FADE = 1 / 2000  # about a quarter of an hour of busy windows is remembered
 _NEIGHBOURS = 4.0  # windows in a row err alike: so many count as one
 _LEAST_SPREAD = 1.08  # real traffic of one kind was off by as much with every price as good as could be
@@ -62,6 +63,7 @@ class Fit:
         self._gains: dict[str, float] = {}
         self._sums: dict[str, _Sums] = {}
         self._short: dict[str, tuple[Floats, float, float]] = {}  # quantities, joules, seconds that wait for more
+        self._new = 0  # windows since the prices were brought up to date
         self._off = 0.0  # mean of log(measured / predicted) of late
         self._off_windows = 0
 
@@ -108,11 +110,15 @@ class Fit:
         sums.pp += weight * np.outer(terms, terms)
         sums.pe += weight * joules * terms
         sums.windows += 1
+        self._new += 1
         if setting in self._gains:
             self._watch(math.log(joules / (gain * believed)))
 
     def refit(self) -> None:
-        """Bring the prices up to date with what was observed."""
+        """Bring the prices up to date with what was observed, once that is a few windows more."""
+        if self._new < _WORTH_IT:
+            return
+        self._new = 0
         seen = {setting: sums for setting, sums in self._sums.items() if sums.windows >= ENOUGH}
         if not seen:
             return

@@ -165,6 +165,10 @@ class Round:
         """Whether everything is known of the requests in a window."""
         return all(view.is_told(window.t1) for view in self._by_device.get(window.device, ()))
 
+    def is_crowded(self, window: Window) -> bool:
+        """Whether so much is in flight that one attempt more or less makes no difference."""
+        return sum(len(view.attempts) for view in self._by_device.get(window.device, ())) > MANY
+
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
         if any(view.spans(window.t0, window.t1) for view in self._by_device.get(window.device, ())):
