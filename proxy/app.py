@@ -27,7 +27,7 @@ from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter
 from proxy.energy.prior import Coefficients, prior
 from proxy.energy.receipts import Book, share_quality
-from proxy.energy.records import Quality
+from proxy.energy.records import Quality, Waste
 from proxy.energy.sources import Device, on_cpu, on_gpus, open_sources
 from proxy.engines.interface import Engine, load_engine
 from proxy.forward import Forward, Receive, Scope, Send
@@ -96,6 +96,8 @@ class Gateway:
     async def _open(self) -> None:
         config = self.config
         self._ledger = ledger = await self._open_ledger()
+        for workflow, uj in ledger.orphaned_uj.items():
+            self.metrics.wasted(self.metrics.bounds.workflow(workflow), Waste.ORPHANED, uj)
         here = any(engine.local for engine in self.engines)
         needs_cpu = any(engine.kind in ON_CPU for engine in self.engines)
         sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here, needs_cpu)

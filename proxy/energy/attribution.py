@@ -148,6 +148,10 @@ class Attribution:
             engine.learn(self._setting(engine))
             engine.forget(min((state.settled for state in self._states(engine)), default=inf))
 
+    def serving(self, engine: str) -> Serving | None:
+        """What is known of an engine, its prices among it; None for one that is not, or no more, known."""
+        return self._engines.get(engine)
+
     def is_settled(self, progress: Progress) -> bool:
         """True once no joule of an ended attempt is still to come."""
         if progress.ended is None:

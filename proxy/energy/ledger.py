@@ -15,7 +15,7 @@ from pathlib import Path
 import orjson
 
 from proxy.energy.records import Batch
-from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
+from proxy.energy.schema import APPLICATION_ID, MIGRATIONS, WASTE
 
 
 class LedgerError(Exception):
@@ -59,6 +59,24 @@ _DEVICE = """
         component = excluded.component, model = excluded.model, quality = excluded.quality,
         counter_uj = excluded.counter_uj, raw_uj = excluded.raw_uj, t = excluded.t
 """
+_SAVING = "INSERT INTO savings VALUES (?, ?, ?, ?)"
+_TOTAL_SAVING = """
+    INSERT INTO total_savings
+    SELECT tenant, workflow, engine, ?3, 1, ?4
+    FROM requests CROSS JOIN runs ON uid = run_uid CROSS JOIN attempts ON request_id = id
+    WHERE id = ?1 AND n = ?2
+    ON CONFLICT (tenant, workflow, engine, quality) DO UPDATE SET
+        records = records + excluded.records, uj = uj + excluded.uj
+"""
+_SPENT = "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (tenant, hour) DO UPDATE SET uj = uj + excluded.uj"
+
+_ORPHANED = """
+    SELECT workflow, sum(prefill_uj + decode_uj)
+    FROM touched_requests AS touched CROSS JOIN attempts ON attempts.request_id = touched.id
+        CROSS JOIN energy ON energy.request_id = touched.id AND attempt = n
+        CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
+    WHERE attempts.outcome = 'orphaned' GROUP BY workflow
+"""
 
 _TOUCHED = """
     CREATE TEMP TABLE touched_runs (uid TEXT PRIMARY KEY) WITHOUT ROWID;
@@ -86,15 +104,15 @@ _FOLD = (
         requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
         cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens
     """,
-    """
+    f"""
     INSERT INTO total_energy
-    SELECT tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, ''),
+    SELECT tenant, workflow, step, engine, component, quality, {WASTE} AS waste,
         :sign * count(*), :sign * sum(prefill_uj + decode_uj), :sign * sum(low_uj), :sign * sum(high_uj)
     FROM touched_requests AS touched CROSS JOIN energy ON energy.request_id = touched.id
         CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
         CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
-    WHERE true GROUP BY tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, '')
-    ON CONFLICT (tenant, workflow, step, engine, component, quality, outcome) DO UPDATE SET
+    WHERE true GROUP BY tenant, workflow, step, engine, component, quality, waste
+    ON CONFLICT (tenant, workflow, step, engine, component, quality, waste) DO UPDATE SET
         records = records + excluded.records, uj = uj + excluded.uj,
         low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
     """,
@@ -105,7 +123,8 @@ class Ledger:
     """The one writer of a ledger file. A thread at a time may use it; readers (`LedgerReader`) go on meanwhile.
 
     Opening creates folder and file, brings an older schema up to date and makes every run that an earlier process left
-    unfinished `final`: nobody is left to add a joule to it. A request that was in flight then keeps a null outcome.
+    unfinished `final`: nobody is left to add a joule to it. What was in flight then is `orphaned`; `orphaned_uj` says
+    what it had cost, by workflow.
 
     Raises LedgerError when the file cannot be opened, is not a ledger, is newer than this program, or has a writer.
     """
@@ -143,6 +162,9 @@ class Ledger:
             db.executemany(_WINDOW, batch.windows)
             db.executemany(_TOTAL_WINDOW, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
             db.executemany(_DEVICE, batch.devices)
+            db.executemany(_SAVING, batch.savings)
+            db.executemany(_TOTAL_SAVING, batch.savings)
+            db.executemany(_SPENT, batch.spent)
 
     def draining(self) -> None:
         """Say to whoever wants to write next that it only has to wait."""
@@ -166,8 +188,18 @@ class Ledger:
         self._db.execute("PRAGMA foreign_keys = ON")  # only now: a migration may replace a table that others refer to
         with self._transaction() as db:
             db.execute("INSERT INTO touched_runs SELECT uid FROM runs WHERE state <> 'final'")
+            db.execute(
+                "INSERT INTO touched_requests"
+                " SELECT id FROM touched_runs CROSS JOIN requests ON run_uid = uid WHERE outcome IS NULL"
+            )
             with self._totals_follow():
                 db.execute("UPDATE runs SET state = 'final' WHERE state <> 'final'")
+                db.execute("UPDATE requests SET outcome = 'orphaned' WHERE id IN (SELECT id FROM touched_requests)")
+                db.execute(
+                    "UPDATE attempts SET outcome = 'orphaned'"
+                    " WHERE outcome IS NULL AND request_id IN (SELECT id FROM touched_requests)"
+                )
+            self.orphaned_uj: dict[str, int] = dict(db.execute(_ORPHANED))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

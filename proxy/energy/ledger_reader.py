@@ -9,15 +9,15 @@ import json
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxy.energy.ledger import LedgerError, explained, schema_version
-from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality
-from proxy.energy.schema import MIGRATIONS
+from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality, waste_of
+from proxy.energy.schema import MIGRATIONS, WASTE
 
 _ORDER = list(Quality)
 _FAILED = (Outcome.ERROR, Outcome.FAILED)
@@ -46,12 +46,33 @@ class _Energy:
     low_uj: int = 0
     high_uj: int = 0
     qualities: set[str] = field(default_factory=set)
+    wasted_uj: dict[str, int] = field(default_factory=dict)  # by reason
+    saved_uj: int = 0
+    saved_qualities: set[str] = field(default_factory=set)
 
-    def add(self, row: sqlite3.Row) -> None:
+    def add(self, row: sqlite3.Row, waste: str | None = None) -> None:
         self.uj += row["uj"]
         self.low_uj += row["low_uj"]
         self.high_uj += row["high_uj"]
         self.qualities.add(row["quality"])
+        if waste:
+            _count(self.wasted_uj, waste, row["uj"])
+
+    def take(self, other: "_Energy") -> None:
+        """Add another sum."""
+        self.uj += other.uj
+        self.low_uj += other.low_uj
+        self.high_uj += other.high_uj
+        self.qualities |= other.qualities
+        for reason, uj in other.wasted_uj.items():
+            _count(self.wasted_uj, reason, uj)
+        self.saved_uj += other.saved_uj
+        self.saved_qualities |= other.saved_qualities
+
+    def save(self, row: sqlite3.Row) -> None:
+        """Add what was not spent."""
+        self.saved_uj += row["uj"]
+        self.saved_qualities.add(row["quality"])
 
     @property
     def known(self) -> bool:
@@ -70,6 +91,15 @@ class _Energy:
             "quality": worst(self.qualities),
         }
 
+    def worth(self) -> dict[str, Any]:
+        """Which part of the joules bought nothing, and what was saved besides; null where nothing is known."""
+        return {
+            "joules_wasted": self.joules(sum(self.wasted_uj.values())),
+            "wasted_by_reason": _joules(self.wasted_uj),
+            "saved_joules": self.saved_uj / 1e6 if self.known or self.saved_qualities else None,
+            "saved_quality": worst(self.saved_qualities),
+        }
+
 
 class LedgerReader:
     """Reads a ledger file while the gateway writes it, or when none runs; any thread may call it.
@@ -85,15 +115,17 @@ class LedgerReader:
         """Totals of every workflow, per tenant, the one with the most joules first.
 
         `runs` counts segments; `mean_duration_s` is over the ended ones; `joules_wasted` went into attempts that
-        did not succeed.
+        bought nothing. `saved_joules` were not spent, and are in none of the others.
         """
         where, values = _matching(tenant=tenant)
         with self._read() as db:
             runs = db.execute(f"SELECT * FROM total_runs {where}", values).fetchall()
             requests = db.execute(f"SELECT * FROM total_requests {where}", values).fetchall()
             energy = db.execute(f"SELECT * FROM total_energy {where}", values).fetchall()
-        groups: dict[tuple[str, str], tuple[list[sqlite3.Row], ...]] = defaultdict(lambda: ([], [], []))
-        for kind, (rows, count) in enumerate([(runs, "runs"), (requests, "requests"), (energy, "records")]):
+            savings = db.execute(f"SELECT * FROM total_savings {where}", values).fetchall()
+        groups: dict[tuple[str, str], tuple[list[sqlite3.Row], ...]] = defaultdict(lambda: ([], [], [], []))
+        kinds = [(runs, "runs"), (requests, "requests"), (energy, "records"), (savings, "records")]
+        for kind, (rows, count) in enumerate(kinds):
             for row in rows:
                 if row[count]:  # a total from which everything moved away says nothing
                     groups[row["tenant"], row["workflow"]][kind].append(row)
@@ -117,21 +149,30 @@ class LedgerReader:
                 uids,
             ).fetchall()
             energy = db.execute(
-                "SELECT run_uid, quality, sum(prefill_uj + decode_uj) AS uj, sum(low_uj) AS low_uj,"
-                " sum(high_uj) AS high_uj FROM requests CROSS JOIN energy ON request_id = id"
+                f"SELECT run_uid, quality, {WASTE} AS waste, sum(prefill_uj + decode_uj) AS uj, sum(low_uj) AS low_uj,"
+                " sum(high_uj) AS high_uj FROM requests CROSS JOIN energy ON energy.request_id = id"
+                " CROSS JOIN attempts ON attempts.request_id = id AND n = attempt"
+                " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality, waste",
+                uids,
+            ).fetchall()
+            savings = db.execute(
+                "SELECT run_uid, quality, sum(uj) AS uj FROM requests CROSS JOIN savings ON request_id = id"
                 " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality",
                 uids,
             ).fetchall()
         counts = {row["run_uid"]: row for row in requests}
         sums: dict[str, _Energy] = defaultdict(_Energy)
         for row in energy:
-            sums[row["run_uid"]].add(row)
+            sums[row["run_uid"]].add(row, row["waste"])
+        for row in savings:
+            sums[row["run_uid"]].save(row)
         return [
             {
                 **_run(row),
                 "requests": counts[row["uid"]]["requests"] if row["uid"] in counts else 0,
                 **_tokens([counts[row["uid"]]] if row["uid"] in counts else []),
                 **sums[row["uid"]].figures(),
+                **sums[row["uid"]].worth(),
             }
             for row in rows
         ]
@@ -147,7 +188,8 @@ class LedgerReader:
                 return None
             found = db.execute("SELECT * FROM requests WHERE run_uid = ? ORDER BY received, id", (run["uid"],))
             requests, total = _requests(db, found.fetchall())
-        return {**_run(run), **total.figures(), "requests": requests, "by_step": _by_step(requests)}
+        figures = {**total.figures(), **total.worth()}
+        return {**_run(run), **figures, "requests": requests, "by_step": _by_step(requests)}
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         """One request with the run that it belongs to, null for an unknown one."""
@@ -173,6 +215,25 @@ class LedgerReader:
         return {
             engine: {**total.figures(), "by_component": _joules(components[engine])} for engine, total in sums.items()
         }
+
+    def spent(self, since: int) -> dict[str, dict[int, int]]:
+        """Settled microjoules of each tenant by the hour (since 1970), from the hour `since` on."""
+        spent: dict[str, dict[int, int]] = defaultdict(dict)
+        with self._read() as db:
+            for tenant, hour, uj in db.execute("SELECT * FROM spent WHERE hour >= ?", (since,)):
+                spent[tenant][hour] = uj
+        return dict(spent)
+
+    def run_uj(self, tenant: str, run_id: str, but: Sequence[str] = ()) -> int:
+        """Settled microjoules of a run over all its segments, those with the uids `but` left out."""
+        with self._read() as db:
+            found = db.execute(
+                "SELECT sum(prefill_uj + decode_uj) FROM runs CROSS JOIN requests ON run_uid = uid"
+                " CROSS JOIN energy ON request_id = id WHERE run = ? AND tenant = ?"
+                " AND uid NOT IN (SELECT value FROM json_each(?))",
+                (run_id, tenant, json.dumps(list(but))),
+            ).fetchone()
+        return found[0] or 0
 
     def devices(self) -> list[DeviceRecord]:
         """The devices as they were last written: where a restarted gateway takes the books up again."""
@@ -252,16 +313,21 @@ def _matching(**values: str | None) -> tuple[str, tuple[str, ...]]:
 
 
 def _workflow(
-    tenant: str, workflow: str, runs: list[sqlite3.Row], requests: list[sqlite3.Row], energy: list[sqlite3.Row]
+    tenant: str,
+    workflow: str,
+    runs: list[sqlite3.Row],
+    requests: list[sqlite3.Row],
+    energy: list[sqlite3.Row],
+    savings: list[sqlite3.Row],
 ) -> dict[str, Any]:
     total = _Energy()
     components: dict[str, int] = {}
     steps: dict[str, dict[str, Any]] = {}
-    wasted_uj = 0
     for row in energy:
-        total.add(row)
+        total.add(row, row["waste"])
         _count(components, row["component"], row["uj"])
-        wasted_uj += row["uj"] if row["outcome"] not in ("", Outcome.OK) else 0
+    for row in savings:
+        total.save(row)
     for row in requests:
         step = steps.setdefault(row["step"], {"requests": 0, "joules": None, "output_tokens": 0})
         step["requests"] += row["requests"]
@@ -284,9 +350,9 @@ def _workflow(
         "refused": sum(count for outcome, count in outcomes if outcome == Outcome.REFUSED),
         **tokens,
         **total.figures(),
+        **total.worth(),
         "joules_per_run": _per(joules, run_count),
         "joules_per_output_token": _per(joules, tokens["output_tokens"]),
-        "joules_wasted": total.joules(wasted_uj),
         "mean_duration_s": sum(row["duration_us"] for row in ended) / 1e6 / ended_count if ended_count else None,
         "by_component": _joules(components),
         "by_step": steps,
@@ -306,20 +372,39 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
     for row in db.execute(f"SELECT attempts.* {of_request.format('attempts')} ORDER BY request_id, n", ids):
         attempts[row["request_id"]].append(row)
     energy: dict[str, list[sqlite3.Row]] = defaultdict(list)
-    total = _Energy()
     for row in db.execute(f"SELECT energy.*, prefill_uj + decode_uj AS uj {of_request.format('energy')}", ids):
         energy[row["request_id"]].append(row)
-        total.add(row)
-    return [_request(row, attempts[row["id"]], energy[row["id"]]) for row in rows], total
+    savings: dict[str, list[sqlite3.Row]] = defaultdict(list)
+    for row in db.execute(f"SELECT savings.* {of_request.format('savings')}", ids):
+        savings[row["request_id"]].append(row)
+    total, requests = _Energy(), []
+    for row in rows:
+        spent = _spent(row, attempts[row["id"]], energy[row["id"]], savings[row["id"]])
+        total.take(spent)
+        requests.append(_request(row, attempts[row["id"]], energy[row["id"]], spent))
+    return requests, total
 
 
-def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row]) -> dict[str, Any]:
+def _spent(
+    row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row], savings: list[sqlite3.Row]
+) -> _Energy:
+    """The energy of one request."""
+    spent = _Energy()
+    wastes = {attempt["n"]: waste_of(attempt["outcome"], row["outcome"]) for attempt in attempts}
+    for part in energy:
+        spent.add(part, wastes[part["attempt"]])
+    for part in savings:
+        spent.save(part)
+    return spent
+
+
+def _request(
+    row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row], spent: _Energy
+) -> dict[str, Any]:
     """A request's figures; the times are the client's, from its arrival at the gateway on."""
-    total = _Energy()
     components: dict[str, int] = {}
     phases = {phase.value: 0 for phase in Phase}
     for part in energy:
-        total.add(part)
         _count(components, part["component"], part["uj"])
         for phase in Phase:
             _count(phases, phase.value, part[f"{phase}_uj"])
@@ -335,9 +420,10 @@ def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3
         "stream": bool(row["stream"]),
         "duration_s": None if row["ended"] is None else row["ended"] - row["received"],
         "ttft_s": None if first is None else first - row["received"],
-        **total.figures(),
+        **spent.figures(),
+        **spent.worth(),
         "by_component": _joules(components),
-        "by_phase": _joules(phases) if total.known else {},
+        "by_phase": _joules(phases) if spent.known else {},
     }
 
 

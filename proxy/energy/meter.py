@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from proxy import clock
 from proxy.energy.attribution import Attribution
@@ -17,7 +18,9 @@ from proxy.energy.ledger import Ledger, LedgerError
 from proxy.energy.ledger_reader import LedgerReader, Parts
 from proxy.energy.receipts import Book, Receipt, Second, tokens_by_label
 from proxy.energy.records import DeviceRecord, Quality
+from proxy.energy.savings import saved
 from proxy.energy.sources import Device, Reading, Source
+from proxy.energy.work import Progress
 from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger("joulegate.meter")
@@ -144,12 +147,16 @@ class Meter:
                 if time.monotonic() - began > SLICE_S:  # whoever streams has waited long enough
                     await asyncio.sleep(0)
                     began = time.monotonic()
-            second = self._book.batch(clock.now(), devices, self._attribution.is_settled)
+            second = self._book.batch(clock.now(), devices, self._attribution.is_settled, partial(self._saved, devices))
             self._booked_uj.clear()
             second.batch.devices.extend(self._device_records(devices))
             if second:
                 self._backlog.append(second)
             await self._flush()
+
+    def _saved(self, devices: Mapping[str, Device], progress: Progress) -> tuple[Quality, int] | None:
+        serving = self._attribution.serving(progress.engine)
+        return None if serving is None else saved(progress, serving, devices)
 
     async def _flush(self) -> None:
         loop = asyncio.get_running_loop()
@@ -179,6 +186,8 @@ class Meter:
         metrics.apply(second.deltas, batch.windows)
         for label, reason, uj in second.wasted:
             metrics.wasted(label, reason, uj)
+        for label, quality, uj in second.saved:
+            metrics.saved(label, quality, uj)
         for (tenant, workflow, step), (prompt, cached, output) in tokens_by_label(second.ended).items():
             metrics.tokens(tenant, workflow, step, prompt, cached, output)
         for run in second.finals:

@@ -20,7 +20,11 @@ from proxy.energy.records import (
     Quality,
     RequestRecord,
     RunRecord,
+    SavingRecord,
+    SpentRecord,
+    Waste,
     WindowRecord,
+    waste_of,
 )
 from proxy.energy.share import Settled
 from proxy.energy.sources import Device
@@ -28,7 +32,8 @@ from proxy.energy.work import Progress
 from proxy.identify import Identity
 from proxy.telemetry.metrics import EnergyDelta
 
-WASTED = {Outcome.CANCELLED: "cancelled", Outcome.FAILED: "failed", Outcome.ERROR: "failed"}
+HOUR_S = 3600
+Saved = Callable[[Progress], tuple[Quality, int] | None]  # what the prefix cache spared an attempt, µJ
 
 
 def share_quality(counter: Quality) -> Quality:
@@ -73,7 +78,7 @@ class Attempt:
     ended: float | None = None
     code: int | None = None
     outcome: Outcome | None = None
-    waste: str | None = None  # why its joules bought nothing
+    waste: Waste | None = None  # why its joules bought nothing
     uj: int = 0
     wasted_uj: int = 0  # of `uj`, those that the waste metric has counted
     noted: bool = False  # the ledger knows of it, so it can take its joules
@@ -135,6 +140,7 @@ class Second:
     batch: Batch
     deltas: list[EnergyDelta]
     wasted: list[tuple[str, str, int]]  # workflow label, reason, µJ counted earlier as mere energy
+    saved: list[tuple[str, Quality, int]]  # workflow label, quality, µJ that were not spent
     ended: list[Receipt]
     settled: list[Receipt]
     finals: list[Run]
@@ -159,6 +165,7 @@ class Book:
         self._wasteful: dict[str, Receipt] = {}  # of those, the ones with an attempt that bought nothing
         self._windows: dict[tuple[str, int], list[int]] = {}
         self._energy: dict[tuple[str, int, str], list[int]] = {}
+        self._spent: dict[tuple[str, int], int] = {}
 
     # The data plane -------------------------------------------------------------------------------------------------
 
@@ -186,8 +193,8 @@ class Book:
         """A request ended. Its joules may still be to come."""
         receipt.ended, receipt.code, receipt.outcome = now, code, outcome
         for attempt in receipt.attempts:
-            if attempt.outcome is not None and attempt.outcome in WASTED:
-                attempt.waste = "retried" if outcome is Outcome.OK else WASTED[attempt.outcome]
+            attempt.waste = waste_of(attempt.outcome, outcome)
+            if attempt.waste is not None:
                 self._wasteful[receipt.id] = receipt
         run = receipt.run
         run.in_flight -= 1
@@ -206,18 +213,21 @@ class Book:
 
     # Energy ---------------------------------------------------------------------------------------------------------
 
-    def book(self, window: Settled) -> None:
-        """Put a settled window on the receipts and into its device's second."""
+    def book(self, window: Settled) -> dict[str, int]:
+        """Put a settled window on the receipts and into its device's second; returns what each tenant spent in it."""
         second = self._windows.setdefault((window.device, int(window.t1)), [0, 0, 0, 0])
         second[1] += window.idle_uj
         second[2] += window.foreign_uj
         second[3] += window.gap_uj
         device, energy, receipts = window.device, self._energy, self._receipts
+        spent: dict[str, int] = {}
         for progress, phase, uj, low_uj, high_uj in window.shares:
             second[0] += uj
             receipt = receipts[progress.request_id]
+            run = receipt.run
             receipt.uj += uj
-            receipt.run.uj += uj
+            run.uj += uj
+            spent[run.tenant] = spent.get(run.tenant, 0) + uj
             receipt.attempts[progress.attempt - 1].uj += uj
             key = (progress.request_id, progress.attempt, device)
             sums = energy.get(key)
@@ -226,14 +236,25 @@ class Book:
             sums[phase is Phase.DECODE] += uj
             sums[2] += low_uj
             sums[3] += high_uj
+        hour = int(window.t1 // HOUR_S)
+        for tenant, uj in spent.items():
+            self._spent[tenant, hour] = self._spent.get((tenant, hour), 0) + uj
+        return spent
 
-    def batch(self, now: float, devices: dict[str, Device], is_settled: Callable[[Progress], bool]) -> Second:
+    def batch(
+        self,
+        now: float,
+        devices: dict[str, Device],
+        is_settled: Callable[[Progress], bool],
+        saved: Saved = lambda _: None,
+    ) -> Second:
         """Everything that changed since the last call, to be committed as one."""
         settled = [receipt for receipt in self._unpaid.values() if _has_all(receipt, is_settled)]
         for receipt in settled:
             receipt.run.unsettled -= 1
         finals = self._close_runs(now)
         energy, deltas = self._take_energy(devices)
+        savings = [one for receipt in settled for one in _savings(receipt, saved)]
         changed = self._dirty.values()
         batch = Batch(
             runs=[run.record() for run in self._dirty_runs.values()],
@@ -244,14 +265,18 @@ class Book:
                 WindowRecord(device, second, devices[device].quality, *parts)
                 for (device, second), parts in self._windows.items()
             ],
+            savings=[record for _, _, record in savings],
+            spent=[SpentRecord(tenant, hour, uj) for (tenant, hour), uj in self._spent.items()],
         )
         wasted = [one for receipt in self._wasteful.values() for one in _newly_wasted(receipt)]
         ended, self._ended = self._ended, []
-        self._windows, self._dirty_runs, self._dirty = {}, {}, {}
+        self._windows, self._dirty_runs, self._dirty, self._spent = {}, {}, {}, {}
         for receipt in settled:
             del self._receipts[receipt.id], self._unpaid[receipt.id]
             self._wasteful.pop(receipt.id, None)
-        return Second(batch, deltas, wasted, ended, settled, finals)
+        return Second(
+            batch, deltas, wasted, [(label, quality, r.uj) for label, quality, r in savings], ended, settled, finals
+        )
 
     def _touch(self, receipt: Receipt) -> None:
         self._dirty[receipt.id] = receipt
@@ -318,6 +343,13 @@ def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
         if attempt.waste and attempt.uj > attempt.wasted_uj:
             yield receipt.run.label, attempt.waste, attempt.uj - attempt.wasted_uj
             attempt.wasted_uj = attempt.uj
+
+
+def _savings(receipt: Receipt, saved: Saved) -> Iterable[tuple[str, Quality, SavingRecord]]:
+    for attempt in receipt.attempts:
+        if attempt.progress is not None and (found := saved(attempt.progress)) is not None:
+            quality, uj = found
+            yield receipt.run.label, quality, SavingRecord(receipt.id, attempt.n, quality._value_, uj)
 
 
 def tokens_by_label(receipts: Iterable[Receipt]) -> dict[tuple[str, str, str], tuple[int, int, int]]:

@@ -28,6 +28,36 @@ class Outcome(StrEnum):
     FAILED = "failed"  # the engine broke, or could not be reached
     CANCELLED = "cancelled"  # the client went away
     REFUSED = "refused"  # the gateway itself said no
+    ORPHANED = "orphaned"  # its gateway died, and the next one found it without an end
+
+
+class Waste(StrEnum):
+    """Why the joules of an attempt bought nothing."""
+
+    CANCELLED = "cancelled"  # its client went away
+    FAILED = "failed"  # the engine broke or answered with an error, and so did the request end
+    RETRIED = "retried"  # the same, but another attempt answered
+    ORPHANED = "orphaned"  # its gateway died: nobody was left to pass the answer on
+    STOPPED = "stopped"  # the gateway ended it, because a budget was spent
+
+
+def waste_of(attempt: str | None, request: str | None) -> Waste | None:
+    """Why an attempt with this outcome, of a request with that one, was in vain; None while that is not known.
+
+    The ledger says the same in SQL (`schema.WASTE`).
+    """
+    if attempt in (Outcome.FAILED, Outcome.ERROR):
+        if request is None:
+            return None
+        return Waste.RETRIED if request == Outcome.OK else Waste.FAILED
+    return _WASTE_OF.get(attempt or "")
+
+
+_WASTE_OF = {
+    Outcome.CANCELLED.value: Waste.CANCELLED,
+    Outcome.ORPHANED.value: Waste.ORPHANED,
+    Outcome.REFUSED.value: Waste.STOPPED,
+}
 
 
 class Phase(StrEnum):
@@ -105,6 +135,23 @@ class EnergyRecord(NamedTuple):
     high_uj: int
 
 
+class SavingRecord(NamedTuple):
+    """Microjoules that an attempt did not cost, because the engine found a part of its prompt in its cache."""
+
+    request_id: str
+    attempt: int
+    quality: str
+    uj: int
+
+
+class SpentRecord(NamedTuple):
+    """Settled microjoules of a tenant's requests in one hour (since 1970, UTC), to add."""
+
+    tenant: str
+    hour: int
+    uj: int
+
+
 class WindowRecord(NamedTuple):
     """What became of a device's joules in one second, to add: counter = workflow + idle + foreign + gap."""
 
@@ -139,6 +186,9 @@ class Batch:
     energy: list[EnergyRecord] = field(default_factory=list)
     windows: list[WindowRecord] = field(default_factory=list)
     devices: list[DeviceRecord] = field(default_factory=list)
+    savings: list[SavingRecord] = field(default_factory=list)
+    spent: list[SpentRecord] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return any((self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices))
+        parts = (self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices)
+        return any((*parts, self.savings, self.spent))

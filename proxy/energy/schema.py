@@ -6,6 +6,17 @@ are moved in the same transaction as the detail. Energies are microjoules, times
 
 APPLICATION_ID = 0x4A4F554C  # marks the file as a ledger of ours
 
+# Why an attempt's joules bought nothing, as `records.waste_of` says it; '' where they did, or nobody knows yet.
+WASTE = """
+    CASE
+        WHEN attempts.outcome IN ('failed', 'error') THEN
+            CASE WHEN requests.outcome IS NULL THEN '' WHEN requests.outcome = 'ok' THEN 'retried' ELSE 'failed' END
+        WHEN attempts.outcome IN ('cancelled', 'orphaned') THEN attempts.outcome
+        WHEN attempts.outcome = 'refused' THEN 'stopped'
+        ELSE ''
+    END
+"""
+
 MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE runs (
@@ -198,5 +209,65 @@ MIGRATIONS: tuple[str, ...] = (
     FROM energy CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
         CROSS JOIN requests ON id = energy.request_id CROSS JOIN runs ON uid = run_uid
     GROUP BY tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, '');
+    """,
+    # Totals of energy are kept by why it was in vain; what was saved has its own tables, for it is in no total. What a
+    # tenant spent in an hour is kept for its budgets. Whom an earlier gateway left without an end is said to be so.
+    f"""
+    UPDATE attempts SET outcome = 'orphaned' WHERE outcome IS NULL;
+    UPDATE requests SET outcome = 'orphaned' WHERE outcome IS NULL;
+    UPDATE total_requests SET outcome = 'orphaned' WHERE outcome = '';
+
+    DROP TABLE total_energy;
+    CREATE TABLE total_energy (
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        component TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        waste TEXT NOT NULL,
+        records INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        low_uj INTEGER NOT NULL,
+        high_uj INTEGER NOT NULL,
+        PRIMARY KEY (tenant, workflow, step, engine, component, quality, waste)
+    ) WITHOUT ROWID;
+    INSERT INTO total_energy
+    SELECT tenant, workflow, step, engine, component, quality, {WASTE} AS waste,
+        count(*), sum(prefill_uj + decode_uj), sum(low_uj), sum(high_uj)
+    FROM energy CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
+        CROSS JOIN requests ON id = energy.request_id CROSS JOIN runs ON uid = run_uid
+    GROUP BY tenant, workflow, step, engine, component, quality, waste;
+
+    CREATE TABLE savings (
+        request_id TEXT NOT NULL,
+        attempt INTEGER NOT NULL,
+        quality TEXT NOT NULL,
+        uj INTEGER NOT NULL,
+        PRIMARY KEY (request_id, attempt),
+        FOREIGN KEY (request_id, attempt) REFERENCES attempts (request_id, n)
+    ) WITHOUT ROWID;
+    CREATE TABLE total_savings (
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        records INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        PRIMARY KEY (tenant, workflow, engine, quality)
+    ) WITHOUT ROWID;
+
+    CREATE TABLE spent (
+        tenant TEXT NOT NULL,
+        hour INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        PRIMARY KEY (tenant, hour)
+    ) WITHOUT ROWID;
+    INSERT INTO spent
+    SELECT tenant, CAST(coalesce(attempts.ended, dispatched, received) / 3600 AS INTEGER) AS hour,
+        sum(prefill_uj + decode_uj)
+    FROM energy CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
+        CROSS JOIN requests ON id = energy.request_id CROSS JOIN runs ON uid = run_uid
+    GROUP BY tenant, hour;
     """,
 )

@@ -18,6 +18,7 @@ from proxy.energy.records import (
     Quality,
     RequestRecord,
     RunRecord,
+    SavingRecord,
     WindowRecord,
 )
 
@@ -61,7 +62,9 @@ def test_measured_figures(tmp_path: Path) -> None:
     assert "search 1 1 30 2,000 1.26 kJ 1.26 kJ 632 mJ 4.0" in rows
     assert "d 1.56 kJ 81 % 19 % 0 % 0 % 0 µJ measured" in rows
     assert "joules: attributed" in text
-    assert "30.0 J of 1.26 kJ (2.4 %) went into attempts that failed or were cancelled." in text
+    assert "30.0 J of 1.26 kJ (2.4 %) went into attempts that bought nothing." in text
+    assert "workflow joules wasted retried saved" in rows and "search 1.26 kJ 2.4 % 30.0 J 0 J" in rows
+    assert "not spent" not in text, "the cache saved nothing"
     assert "≈" not in text and "stimate" not in text
 
 
@@ -74,6 +77,24 @@ def test_estimates_say_so_first_and_have_two_digits(tmp_path: Path) -> None:
 
 def test_emulated_figures_say_so_first(tmp_path: Path) -> None:
     assert printed(tmp_path, books(Quality.EMULATED)).startswith("Emulated: all joules")
+
+
+def test_what_the_cache_saved_is_said_apart(tmp_path: Path) -> None:
+    def saving(quality: Quality) -> Batch:
+        return Batch(savings=[SavingRecord("qdefault", 2, quality, 2_350_000)])
+
+    (tmp_path / "fitted").mkdir()
+    text = printed(tmp_path / "fitted", books(Quality.MEASURED), saving(Quality.ATTRIBUTED))
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "search 1.26 kJ 2.4 % 30.0 J 2.35 J" in rows
+    assert "2.35 J were not spent, by the engine's fitted price: prompt tokens found in the prefix cache." in text
+    guessed = printed(tmp_path, books(Quality.MEASURED), saving(Quality.ESTIMATED))
+    assert "≈ 2.4 J were not spent, by a price that is not fitted to the engine yet" in guessed
+
+
+def test_where_nothing_was_wasted_or_saved_no_table_says_so(tmp_path: Path) -> None:
+    text = printed(tmp_path, replace(books(Quality.MEASURED), attempts=[], energy=[]), Batch())
+    assert "Wasted and saved" not in text
 
 
 def test_what_no_counter_saw_is_a_dash(tmp_path: Path) -> None:

@@ -25,9 +25,12 @@ from proxy.energy.records import (
     Quality,
     RequestRecord,
     RunRecord,
+    SavingRecord,
+    SpentRecord,
     WindowRecord,
+    waste_of,
 )
-from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
+from proxy.energy.schema import APPLICATION_ID, MIGRATIONS, WASTE
 
 RUN = RunRecord("u1", "default", "r1", "search", 100.0, 104.0, "open")
 REQUEST = RequestRecord(
@@ -82,10 +85,20 @@ def totals_equal_detail(path: Path) -> bool:
     """Adds the detail up again, in plain SQL without the ledger's own statements."""
     detail = rows(
         path,
-        """SELECT r.tenant, r.workflow, q.step, a.engine, e.component, e.quality, ifnull(a.outcome, ''),
+        """SELECT r.tenant, r.workflow, q.step, a.engine, e.component, e.quality, a.outcome, q.outcome,
                   count(*), sum(e.prefill_uj + e.decode_uj), sum(e.low_uj), sum(e.high_uj)
            FROM energy e JOIN attempts a ON a.request_id = e.request_id AND a.n = e.attempt
-           JOIN requests q ON q.id = e.request_id JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4, 5, 6, 7""",
+           JOIN requests q ON q.id = e.request_id JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4, 5, 6, 7, 8""",
+    )
+    energy: dict[tuple, list[int]] = {}
+    for *key, attempt, request, count, uj, low_uj, high_uj in detail:
+        sums = energy.setdefault((*key, waste_of(attempt, request) or ""), [0, 0, 0, 0])
+        sums[:] = [a + b for a, b in zip(sums, (count, uj, low_uj, high_uj), strict=True)]
+    savings = rows(
+        path,
+        """SELECT r.tenant, r.workflow, a.engine, s.quality, count(*), sum(s.uj)
+           FROM savings s JOIN attempts a ON a.request_id = s.request_id AND a.n = s.attempt
+           JOIN requests q ON q.id = s.request_id JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4""",
     )
     requests = rows(
         path,
@@ -100,7 +113,9 @@ def totals_equal_detail(path: Path) -> bool:
            FROM windows GROUP BY 1, 2""",
     )
     return (
-        sorted(detail) == sorted(rows(path, "SELECT * FROM total_energy WHERE records <> 0"))
+        sorted((*key, *sums) for key, sums in energy.items())
+        == sorted(rows(path, "SELECT * FROM total_energy WHERE records <> 0"))
+        and sorted(savings) == sorted(rows(path, "SELECT * FROM total_savings"))
         and not rows(path, "SELECT * FROM total_energy WHERE records = 0 AND (uj <> 0 OR low_uj <> 0 OR high_uj <> 0)")
         and sorted(requests) == sorted(rows(path, "SELECT * FROM total_requests WHERE requests <> 0"))
         and sorted(runs) == sorted(rows(path, "SELECT tenant, workflow, state, runs FROM total_runs WHERE runs <> 0"))
@@ -113,6 +128,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
     prefill = ENERGY._replace(prefill_uj=1, decode_uj=0, low_uj=0, high_uj=3)
     cpu = ENERGY._replace(device="h1/cpu:0", component="cpu", quality="estimated", decode_uj=500_000)
     ledger.write(replace(WHOLE, energy=[ENERGY, prefill, cpu]))
+    worth = {"joules_wasted": 0.0, "wasted_by_reason": {}, "saved_joules": 0.0, "saved_quality": None}
     run = reader.run("default", "r1")
     assert run is not None
     request = run.pop("requests")[0]
@@ -129,6 +145,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
         "joules_low": 3.0,
         "joules_high": 5.000003,
         "quality": "estimated",
+        **worth,
         "by_step": {"query": {"requests": 1, "joules": 2.500001, "output_tokens": 8}},
     }
     assert request == {
@@ -155,6 +172,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
         "joules_low": 3.0,
         "joules_high": 5.000003,
         "quality": "estimated",
+        **worth,
         "by_component": {"gpu": 2.000001, "cpu": 0.5},
         "by_phase": {"prefill": 1e-06, "decode": 2.5},
     }
@@ -226,8 +244,71 @@ def test_workflow_totals(ledger: Ledger, reader: LedgerReader) -> None:
     assert search["by_step"]["plan"] == {"requests": 1, "joules": 1000.0, "output_tokens": 0}
     assert [row["tenant"] for row in reader.workflows("b")] == ["b"] and reader.workflows("nobody") == []
     assert reader.engines()["e1"]["joules"] == 1111.0
+    assert search["wasted_by_reason"] == {"retried": 1.0, "cancelled": 100.0}
     ledger.write(Batch(attempts=[ATTEMPT._replace(request_id="q3", outcome=Outcome.FAILED)]))
-    assert reader.workflows("default")[0]["joules_wasted"] == 1101.0  # what it had cost before it failed counts too
+    assert reader.workflows("default")[0]["joules_wasted"] == 101.0, "another attempt may still answer"
+    ledger.write(Batch(requests=[flying._replace(outcome=Outcome.FAILED)]))
+    wasted = reader.workflows("default")[0]["wasted_by_reason"]
+    assert wasted == {"retried": 1.0, "cancelled": 100.0, "failed": 1000.0}, "what it cost before it failed, too"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "request_outcome", "reasons"),
+    [
+        (["ok"], "ok", {}),
+        (["failed", "ok"], "ok", {"retried": 1.0}),
+        (["error", "failed"], "failed", {"failed": 3.0}),
+        (["failed", "cancelled"], "cancelled", {"failed": 1.0, "cancelled": 2.0}),
+        (["refused"], "refused", {"stopped": 1.0}),
+        (["failed", None], None, {}),
+    ],
+)
+def test_waste_has_a_reason_wherever_it_is_asked_for(
+    ledger: Ledger, reader: LedgerReader, outcomes: list[str | None], request_outcome: str | None, reasons: dict
+) -> None:
+    tries = [ATTEMPT._replace(n=n, outcome=outcome) for n, outcome in enumerate(outcomes, start=1)]
+    energy = [ENERGY._replace(attempt=one.n, decode_uj=one.n * 1_000_000) for one in tries]
+    ledger.write(Batch([RUN], [REQUEST._replace(outcome=request_outcome)], tries, energy))
+    run, request = reader.run(None, "r1"), reader.request("q1")
+    assert run is not None and request is not None
+    for figures in (run, run["requests"][0], request, reader.runs()[0], reader.workflows()[0]):
+        assert figures["wasted_by_reason"] == reasons and figures["joules_wasted"] == sum(reasons.values())
+    assert totals_equal_detail(ledger.path)
+
+
+def test_what_was_saved_is_beside_the_joules(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(WHOLE)
+    two = REQUEST._replace(id="q2")
+    ledger.write(Batch([], [two], [ATTEMPT._replace(request_id="q2")], savings=[SavingRecord("q1", 1, "estimated", 5)]))
+    ledger.write(Batch(savings=[SavingRecord("q2", 1, "attributed", 1_000_000)]))
+    run, first, second = reader.run(None, "r1"), reader.request("q1"), reader.request("q2")
+    assert run is not None and first is not None and second is not None
+    assert (first["saved_joules"], first["saved_quality"], first["joules"]) == (5e-6, "estimated", 2.0)
+    assert (second["saved_joules"], second["saved_quality"], second["joules"]) == (1.0, "attributed", None)
+    for figures in (run, reader.runs()[0], reader.workflows()[0]):
+        assert (figures["saved_joules"], figures["saved_quality"]) == (1.000005, "estimated")
+        assert figures["joules"] == 2.0, "what was not spent is in no sum"
+    assert totals_equal_detail(ledger.path)
+    with pytest.raises(LedgerError):
+        ledger.write(Batch(savings=[SavingRecord("q1", 1, "estimated", 5)]))
+
+
+def test_what_tenants_spent_is_kept_by_the_hour(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(Batch(spent=[SpentRecord("a", 10, 5), SpentRecord("a", 11, 7), SpentRecord("b", 11, 1)]))
+    ledger.write(Batch(spent=[SpentRecord("a", 11, 100)]))
+    assert reader.spent(since=10) == {"a": {10: 5, 11: 107}, "b": {11: 1}}
+    assert reader.spent(since=11) == {"a": {11: 107}, "b": {11: 1}}
+
+
+def test_what_a_run_spent_in_its_earlier_segments(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(WHOLE)
+    runs = [RUN._replace(uid="u2", opened=200.0), RUN._replace(uid="u3", tenant="b")]
+    requests = [REQUEST._replace(id=f"q{n}", run_uid=f"u{n}") for n in (2, 3)]
+    tries = [ATTEMPT._replace(request_id=f"q{n}") for n in (2, 3)]
+    ledger.write(Batch(runs, requests, tries, [ENERGY._replace(request_id=f"q{n}", prefill_uj=n) for n in (2, 3)]))
+    assert reader.run_uj("default", "r1") == 4_000_002
+    assert reader.run_uj("default", "r1", but=("u2",)) == 2_000_000
+    assert reader.run_uj("b", "r1") == 2_000_003 and reader.run_uj("b", "r2") == 0
 
 
 def test_what_no_counter_saw_is_not_0_joules(ledger: Ledger, reader: LedgerReader) -> None:
@@ -419,12 +500,19 @@ def test_no_joule_is_lost_and_totals_equal_the_detail(seconds: list[Batch]) -> N
 
 def test_what_an_earlier_process_left_open_becomes_final(path: Path) -> None:
     ledger = Ledger(path)
-    ledger.write(replace(WHOLE, requests=[REQUEST._replace(outcome=None, ended=None)]))
+    assert ledger.orphaned_uj == {}
+    left = [ATTEMPT._replace(outcome=Outcome.FAILED), ATTEMPT._replace(n=2, ended=None, outcome=None)]
+    energy = [ENERGY, ENERGY._replace(attempt=2, prefill_uj=5)]
+    ledger.write(replace(WHOLE, requests=[REQUEST._replace(outcome=None, ended=None)], attempts=left, energy=energy))
+    ended = REQUEST._replace(id="q2")
+    ledger.write(Batch(requests=[ended], attempts=[ATTEMPT._replace(request_id="q2")]))
     ledger.close()
     ledger = Ledger(path)
     run = LedgerReader(path).run("default", "r1")
     assert run is not None and run["state"] == "final"
-    assert run["requests"][0]["outcome"] is None
+    assert [request["outcome"] for request in run["requests"]] == ["orphaned", "ok"]
+    assert run["wasted_by_reason"] == {"failed": 2.0, "orphaned": 2.000005}
+    assert ledger.orphaned_uj == {"search": 2_000_005} and totals_equal_detail(path)
     assert LedgerReader(path).workflows()[0]["mean_duration_s"] == 4.0
     ledger.write(Batch([RUN._replace(uid="u2")]))
     again = LedgerReader(path).run("default", "r1")
@@ -509,7 +597,9 @@ def test_a_file_of_version_1_comes_along_with_all_it_holds(path: Path) -> None:
     ledger, reader = Ledger(path), LedgerReader(path)
     assert totals_equal_detail(path) and rows(path, "PRAGMA foreign_key_check") == []
     run, request = reader.run("t", "r2"), reader.request("q1")
-    assert run is not None and (run["state"], run["joules"], run["requests"][0]["outcome"]) == ("final", 0.0007, None)
+    assert run is not None and (run["state"], run["joules"]) == ("final", 0.0007)
+    assert run["requests"][0]["outcome"] == "orphaned" and reader.spent(since=0) == {"t": {0: 753}}
+    assert reader.workflows()[0]["wasted_by_reason"] == {"orphaned": 0.0007}
     assert request is not None and request["by_phase"] == {"prefill": 3e-06, "decode": 5e-05}
     assert (request["joules_low"], request["joules_high"], request["identified_by"]) == (42e-6, 64e-6, {"run": "x"})
     assert (request["stream"], request["model"], request["path"], request["received"]) == (True, "m", "/v1", 100.0)
@@ -596,3 +686,15 @@ def test_a_sum_is_as_good_as_its_worst_part() -> None:
     assert worst([Quality.EMULATED, Quality.MEASURED]) == "emulated"
     assert worst(["attributed", "measured"]) == "attributed"
     assert worst([]) is None
+
+
+@pytest.mark.parametrize("attempt", [None, *Outcome])
+@pytest.mark.parametrize("request_outcome", [None, *Outcome])
+def test_sql_and_python_agree_on_what_is_waste(attempt: Outcome | None, request_outcome: Outcome | None) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript("CREATE TABLE attempts (outcome); CREATE TABLE requests (outcome);")
+        db.execute("INSERT INTO attempts VALUES (?)", (attempt,))
+        db.execute("INSERT INTO requests VALUES (?)", (request_outcome,))
+        assert db.execute(f"SELECT {WASTE} FROM attempts, requests").fetchone()[0] == (
+            waste_of(attempt, request_outcome) or ""
+        )

@@ -64,6 +64,7 @@ def test_waste_is_counted_within_the_energy() -> None:
     metrics.apply([delta(2_000_000), delta(500_000)], [])
     metrics.wasted("search", "cancelled", 1_500_000)
     metrics.wasted("search", "retried", 250_000)
+    metrics.saved("search", Quality.ATTRIBUTED, 125_000)
     assert value(metrics, "joulegate_waste_joules_total", {"workflow": "search", "reason": "cancelled"}) == 1.5
     assert value(metrics, "joulegate_waste_joules_total", {"workflow": "search", "reason": "retried"}) == 0.25
     energy = {**SEARCH, "engine": "e1", "component": "gpu", "quality": "attributed"}
