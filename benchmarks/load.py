@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import count, pairwise
 from time import perf_counter
-from typing import cast
+from typing import Protocol, cast
 
 import httptools
 import orjson
@@ -110,6 +110,14 @@ async def connect(port: int) -> Connection:
     return connection
 
 
+class Asks(Protocol):
+    """Makes requests, as bytes of HTTP/1.1."""
+
+    @property
+    def streamed(self) -> bool: ...
+    def next(self) -> bytes: ...
+
+
 class Chat:
     """Makes requests: the same prompt for everybody, and a new workflow run every four requests.
 
@@ -152,7 +160,7 @@ class Load:
 
 
 async def keep_asking(
-    port: int, chat: Chat, clients: int, requests: int, limit_s: float, after: Callable[[int], None] | None = None
+    port: int, chat: Asks, clients: int, requests: int, limit_s: float, after: Callable[[int], None] | None = None
 ) -> Load:
     """`clients` at once, each asking again when it is answered: `requests` in all, fewer where `limit_s` is over first.
 

@@ -205,14 +205,69 @@ def show_version() -> None:
 
 
 @app.command()
+def emulate(
+    gpu: Annotated[str, typer.Option(help="a preset's name, or a file")] = "h200",
+    model: Annotated[str, typer.Option(help="a preset's name, or a file")] = "llama-2-7b",
+    gpus: Annotated[int, typer.Option(help="cards that share the model")] = 1,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="of the engine; 0 takes a free one")] = 8000,
+    zeusd_port: Annotated[int, typer.Option(min=0, max=65535, help="of zeusd; 0 takes a free one")] = 4938,
+    max_num_seqs: Annotated[int, typer.Option(help="sequences in one step")] = 256,
+    max_num_batched_tokens: Annotated[int, typer.Option(help="tokens in one step")] = 8192,
+    max_model_len: Annotated[int | None, typer.Option(help="context; by default what the model has and fits")] = None,
+    gpu_memory_utilization: Annotated[float, typer.Option(help="share of the memory that the engine may use")] = 0.9,
+    block_size: Annotated[int, typer.Option(help="tokens in a block of KV cache")] = 16,
+    scheduling_policy: Annotated[str, typer.Option(help="fcfs or priority")] = "fcfs",
+    max_num_queued_reqs: Annotated[int | None, typer.Option(help="refuse more in the engine than these")] = None,
+    prefix_caching: Annotated[bool, typer.Option("--enable-prefix-caching/--no-enable-prefix-caching")] = True,
+    prompt_tokens_details: Annotated[
+        bool,
+        typer.Option("--enable-prompt-tokens-details/--no-prompt-tokens-details", help="tell cached tokens in usage"),
+    ] = True,
+    served_model_name: Annotated[str | None, typer.Option(help="the model's name for clients")] = None,
+    power_limit: Annotated[float | None, typer.Option(help="watts that each card is capped at, at the start")] = None,
+    seed: Annotated[int, typer.Option(help="another seed gives other answers")] = 0,
+) -> None:
+    """Run an emulated GPU host: a vLLM-like engine and its zeusd, without a GPU. All its joules are a model's."""
+    no_clash()
+    from joulegate.emulate import Options, run
+
+    options = Options(
+        gpu=gpu,
+        model=model,
+        gpus=gpus,
+        host=host,
+        port=port,
+        zeusd_port=zeusd_port,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        gpu_memory_utilization=gpu_memory_utilization,
+        block_size=block_size,
+        scheduling_policy=scheduling_policy,
+        max_num_queued_reqs=max_num_queued_reqs,
+        prefix_caching=prefix_caching,
+        prompt_tokens_details=prompt_tokens_details,
+        served_model_name=served_model_name,
+        power_limit_w=power_limit,
+        seed=seed,
+    )
+    with one_line_errors():
+        run(options, lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False))
+
+
+@app.command()
 def demo(
     seconds: Annotated[int, typer.Option(min=5, help="length of the load")] = 60,
     port: Annotated[int, typer.Option(min=0, max=65535, help="another free one is taken when it is in use")] = 8080,
     folder: Annotated[Path | None, typer.Option("--out", help="where results go; a new folder here by default")] = None,
+    engine: Annotated[
+        str, typer.Option(help="embedded (a small model, really run) or emulated (no GPU needed)")
+    ] = "embedded",
 ) -> None:
-    """A small model, the gateway and four workloads on this machine: two minutes, and you see what a run costs."""
+    """An engine, the gateway and four workloads on this machine: two minutes, and you see what a run costs."""
     no_clash()
     from joulegate.demo import run
 
     with one_line_errors():
-        run(seconds, port, folder or Path(time.strftime("joulegate-demo-%Y%m%d-%H%M%S")), out)
+        run(seconds, port, folder or Path(time.strftime("joulegate-demo-%Y%m%d-%H%M%S")), out, engine)

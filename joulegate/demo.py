@@ -43,6 +43,11 @@ WARMED = (
 )
 SETTLE_S = 20.0
 START_S = 600.0  # the first time, the model has to be fetched
+STARTING = {
+    "embedded": "Starting the gateway and a small model (the first time, 98 MB are fetched) ...",
+    "emulated": "Starting the gateway and an emulated GPU host ...",
+}
+EMULATED_START_S = 60.0
 
 
 class NoAnswer(ConfigError):
@@ -115,17 +120,22 @@ class Gateway:
         return self.get("/energy/workflows")["workflows"]
 
 
-def run(seconds: int, port: int, folder: Path, console: Console) -> None:
-    """The whole demo. `seconds` is the length of the load; results go to `folder`. Raises ConfigError."""
+def run(seconds: int, port: int, folder: Path, console: Console, engine: str = "embedded") -> None:
+    """The whole demo. `seconds` is the length of the load; results go to `folder`. Raises ConfigError.
+
+    `engine` is "embedded", a small model that this machine runs, or "emulated", a GPU host that it does not have.
+    """
+    if engine not in STARTING:
+        raise ConfigError(f"no engine for the demo is called {engine!r}: {' or '.join(STARTING)} would be right")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _run(seconds, port, folder, console)
+        _run(seconds, port, folder, console, engine)
     except OSError as error:
         raise ConfigError(f"the demo cannot go on: {error}") from None
 
 
-def _run(seconds: int, port: int, folder: Path, console: Console) -> None:
-    with Processes() as processes, _gateway(processes, folder, port, console) as gateway:
+def _run(seconds: int, port: int, folder: Path, console: Console, engine: str) -> None:
+    with Processes() as processes, _gateway(processes, folder, port, console, engine) as gateway:
         balance = gateway.get("/energy/balance")
         for line in caveats(balance.values()):
             console.print(line, style="yellow", highlight=False)
@@ -142,7 +152,9 @@ def _run(seconds: int, port: int, folder: Path, console: Console) -> None:
 
 
 @contextmanager
-def _gateway(processes: Processes, folder: Path, port: int, console: Console) -> Iterator[Gateway]:
+def _gateway(
+    processes: Processes, folder: Path, port: int, console: Console, engine: str = "embedded"
+) -> Iterator[Gateway]:
     sock = bind(Listen(port=port), or_another=True)
     url, (host, taken) = url_of(sock), sock.getsockname()[:2]
     sock.close()
@@ -150,22 +162,40 @@ def _gateway(processes: Processes, folder: Path, port: int, console: Console) ->
     ledger = folder / "ledger.sqlite"
     if ledger.exists():
         raise ConfigError(f"{folder} holds an earlier demo; give another folder with --out")
-    settings = {
-        "listen": {"host": host, "port": taken},
-        "engines": [{"name": "embedded", "kind": "embedded"}],
-        "ledger": {"path": str(ledger)},
-    }
+    settings = {"listen": {"host": host, "port": taken}, "ledger": {"path": str(ledger)}}
+    if engine == "emulated":
+        settings |= _emulated_host(processes, folder)
+    else:
+        settings |= {"engines": [{"name": "embedded", "kind": "embedded"}]}
     config.write_text(yaml.safe_dump(settings, sort_keys=False))
     with (folder / "gateway.log").open("wb") as log:
         command = [sys.executable, "-m", "joulegate", "serve", "-c", str(config)]
         process = processes.start(command, log)
         try:
             gateway = Gateway(process, url)
-            with console.status("Starting the gateway and a small model (the first time, 98 MB are fetched) ..."):
+            with console.status(STARTING[engine]):
                 _wait_ready(gateway, folder)
             yield gateway
         finally:
             end(process)
+
+
+def _emulated_host(processes: Processes, folder: Path) -> dict[str, Any]:
+    """Start an emulated GPU host; what it says at its end is what a gateway's configuration needs of it."""
+    path = folder / "emulate.log"
+    with path.open("wb") as log:
+        process = processes.start(
+            [sys.executable, "-m", "joulegate", "emulate", "--port", "0", "--zeusd-port", "0"], log
+        )
+    until = time.monotonic() + EMULATED_START_S
+    while time.monotonic() < until:
+        said = path.read_text(errors="replace")
+        if said.endswith("}\n"):
+            return yaml.safe_load(said[said.index("hosts: ") :])
+        if process.poll() is not None:
+            raise ConfigError(f"the emulated host did not start: {' '.join(said.split())}")
+        time.sleep(0.05)
+    raise ConfigError(f"the emulated host is not ready after {EMULATED_START_S:g} s; see {path}")
 
 
 def _wait_ready(gateway: Gateway, folder: Path) -> None:

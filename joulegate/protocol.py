@@ -80,6 +80,8 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
             super().connection_lost(exc)
             for tell in [*self._told_when_gone]:
                 tell()
+            if self.scope is not None:  # through it we hold ourselves
+                self.scope.pop("extensions", None)
 
         def data_received(self, data: bytes) -> None:
             self._outside_body += len(data)

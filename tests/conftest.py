@@ -6,6 +6,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,6 +84,31 @@ def load_nvml(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Any], Any]]
 def nvml_here(nvml: Any, load_nvml: Callable[[Any], Any]) -> Any:
     """One played H200 that this very process sees."""
     return load_nvml(nvml)
+
+
+@pytest.fixture(scope="session")
+def zeusd_play() -> ModuleType:
+    """The module with `Served`, for fixtures that live longer than a test."""
+    return _load(ROOT / "tests/zeusd/served.py")
+
+
+@pytest.fixture
+def make_zeusd(zeusd_play: ModuleType) -> Iterator[Callable[..., Any]]:
+    """`make_zeusd(gpus=2, groups=["gpu-read"], key=b"...")`: the emulator's zeusd (a `Served`) over played devices."""
+    with ExitStack() as stack:
+
+        def make(**options: Any) -> Any:
+            daemon = zeusd_play.Served(**options)
+            stack.callback(daemon.stop)
+            return daemon
+
+        yield make
+
+
+@pytest.fixture
+def zeusd(make_zeusd: Callable[..., Any]) -> Any:
+    """One with two GPUs and one CPU, for whoever asks."""
+    return make_zeusd()
 
 
 @pytest.fixture

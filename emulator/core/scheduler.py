@@ -44,7 +44,8 @@ class Step:
 
 class Scheduler:
     """Queues, budget and blocks. Counters have vLLM's meaning; `iteration_tokens` counts steps by the tokens that
-    they finished (steps that finish none are not among them, as in vllm:iteration_tokens_total)."""
+    they finished, without those found in the cache (steps that finish none are not among them, as in
+    vllm:iteration_tokens_total)."""
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
@@ -120,7 +121,7 @@ class Scheduler:
 
     def complete(self, step: Step) -> tuple[list[Sequence], list[Sequence]]:
         """Go through a step with chunks. Returns those that got their first token, and those that have all."""
-        finished, prompts, generated = self._tick(1), 0, step.decodes
+        finished, prompts, computed, generated = self._tick(1), 0, 0, step.decodes
         first = []
         for sequence, start, tokens in step.chunks:
             sequence.computed = start + tokens
@@ -131,13 +132,14 @@ class Scheduler:
             generated += 1
             if not sequence.generated:
                 prompts += sequence.prompt_tokens
+                computed += sequence.prompt_tokens - (sequence.cached or 0)
                 first.append(sequence)
             if not self._join(sequence):
                 finished.append(sequence)
         self.prompt_tokens += prompts
         self.generation_tokens += generated - step.decodes
         if generated:
-            self.iteration_tokens[prompts + generated] += 1
+            self.iteration_tokens[computed + generated] += 1
         return first, finished
 
     def _tick(self, steps: int) -> list[Sequence]:

@@ -178,9 +178,10 @@ class PowerActuator:
     def _say(self, result: Applied) -> None:
         """Log what is new: a refusal once while it lasts, once for all devices when the privilege is missing."""
         if result.effect is Effect.REFUSED:
-            key = "privilege" if result.device in self._forbidden else result.device
-            if self._said.get(key) != result.reason:
-                self._said[key] = result.reason
+            # a daemon's refusal names the GPU, so that its words differ from one to the next
+            key, what = ("privilege", "") if result.device in self._forbidden else (result.device, result.reason)
+            if self._said.get(key) != what:
+                self._said[key] = what
                 logger.warning("power limit of %s: %s", result.device, result.reason)
         elif result.effect is not Effect.WAITING:
             self._said.pop(result.device, None)

@@ -84,7 +84,7 @@ class ZeusKnob:
 
 
 class ZeusdKnob:
-    """A GPU behind a zeusd, which tells neither the range nor what is enforced: it refuses what is out of range."""
+    """A GPU behind a zeusd, which does not tell what is enforced."""
 
     uuid = None
 
@@ -100,7 +100,8 @@ class ZeusdKnob:
         _asked(lambda: self._client.set_power_limit([self._id], round(limit_w * 1000)))
 
     def range_w(self) -> tuple[float, float] | None:
-        return None
+        low_mw, high_mw = _asked(lambda: self._client.get_power_limit_constraints([self._id])[self._id])
+        return low_mw / 1000, high_mw / 1000
 
     def enforced_w(self) -> float:
         return self.get_limit_w()

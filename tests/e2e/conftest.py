@@ -13,6 +13,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the tests here share `stage`; the folder is no package (see the conftest above)
 
+from live import LiveEngine, configured  # noqa: E402
 from stage import Engine, Gateway, running  # noqa: E402
 
 MakeGateway = Callable[..., Gateway]
@@ -79,9 +80,25 @@ def gateway(engine: Engine, second_engine: Engine, tmp_path_factory: pytest.Temp
 
 
 @pytest.fixture(scope="session")
+def live_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveEngine]:
+    """The engine that JOULEGATE_ENGINE_URL names, else an emulated one, of the differential test's limits."""
+    if engine := configured():
+        yield engine
+        return
+    servers = loaded(HERE.parent / "differential/servers.py")
+    with servers.emulator("usual", tmp_path_factory.mktemp("emulator") / "log.txt") as url:
+        yield LiveEngine(url, servers.MODEL, most=servers.MOST_REQUESTS)
+
+
+@pytest.fixture(scope="session")
 def nvml_play() -> ModuleType:
     """The module with `NvmlPlay`, for fixtures that live longer than a test."""
-    spec = importlib.util.spec_from_file_location("joulegate_e2e_nvml_play", HERE.parent / "nvml/play.py")
+    return loaded(HERE.parent / "nvml/play.py")
+
+
+def loaded(path: Path) -> ModuleType:
+    """A module of another folder of tests."""
+    spec = importlib.util.spec_from_file_location(f"joulegate_e2e_{path.stem}", path)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

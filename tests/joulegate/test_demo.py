@@ -5,11 +5,13 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from joulegate.demo import Gateway, NoAnswer, where_they_went
+from joulegate.demo import Gateway, NoAnswer, run, where_they_went
 from proxy.config import ConfigError
 
 
@@ -77,3 +79,9 @@ def test_a_sum_is_as_good_as_its_worst_part() -> None:
     whole = "75 % went into requests, 25 % were spent with nothing in flight; the largest part, 30 %, by search."
     assert said("estimated", "measured") == f"Of ≈ 200 J, {whole}"
     assert said("attributed", "measured") == f"Of 200 J, {whole}"
+
+
+def test_an_engine_that_is_none_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'emulate'.* embedded or emulated would be right"):
+        run(5, 0, tmp_path / "out", Console(quiet=True), "emulate")
+    assert not (tmp_path / "out").exists()

@@ -1,19 +1,18 @@
-import json
 import logging
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import zeus.device
 import zeus.device.cpu
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.responses import JSONResponse, Response
 
+import emulator.zeusd.app
+from emulator.zeusd.token import ApiGroup, issue
 from proxy.config import Host
 from proxy.energy.daemon import Zeusd
 from proxy.energy.estimate import BUSY_W, IDLE_W, Estimate, estimated_uj
@@ -32,6 +31,7 @@ from proxy.energy.sources import (
 )
 
 HERE = Host(local=True)
+MakeZeusd = Callable[..., Any]
 
 
 @pytest.fixture(autouse=True)
@@ -187,126 +187,87 @@ def test_apple_silicon_gives_cpu_gpu_and_dram(make_nvml: Any, load_nvml: Any, mo
     assert energies(source) == {"mac/cpu:0": 10_000, "mac/gpu:0": 25_000, "mac/dram:0": 30_000}
 
 
-# zeusd: a small daemon with the paths and the JSON of the real one
+# zeusd: the emulator's, which has the paths and the answers of the real one
 
 
-class Daemon(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self, port: int = 0) -> None:
-        super().__init__(("127.0.0.1", port), Handler)
-        self.gpus = {0: "NVIDIA H200", 1: "NVIDIA H200"}
-        self.energy_mj = {0: 1000, 1: 2000}
-        self.lost: set[int] = set()
-        self.cpu_uj, self.dram_uj = 500, 50
-        self.groups = ["gpu-read", "cpu-read"]
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.server_port}"
-
-    def stop(self) -> None:
-        self.shutdown()
-        self.server_close()
+def names(source: Source) -> set[str]:
+    return {device.name for device in source.devices}
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Daemon  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def do_GET(self) -> None:
-        url = urlsplit(self.path)
-        daemon = self.server
-        if url.path == "/discover":
-            gpus = [{"id": i, "name": name} for i, name in daemon.gpus.items()]
-            cpus = [{"id": 0, "dram_available": True}]
-            self.answer({"gpus": gpus, "cpus": cpus, "enabled_api_groups": daemon.groups, "auth_required": False})
-        elif url.path == "/gpu/get_cumulative_energy":
-            ids = [int(i) for i in parse_qs(url.query)["gpu_ids"][0].split(",")]
-            if daemon.lost & set(ids):
-                self.answer("NVML error: GPU is lost", 500)
-            else:
-                self.answer({i: {"energy_mj": daemon.energy_mj[i]} for i in ids})
-        elif url.path == "/cpu/get_cumulative_energy":
-            self.answer({0: {"cpu_energy_uj": daemon.cpu_uj, "dram_energy_uj": daemon.dram_uj}})
-        else:
-            self.answer("no such path", 404)
-
-    def answer(self, body: Any, status: int = 200) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None: ...
-
-
-@pytest.fixture
-def daemon() -> Iterator[Daemon]:
-    server = Daemon()
-    yield server
-    server.stop()
-
-
-def test_zeusd_is_read(daemon: Daemon) -> None:
-    source = opened(open_zeusd("h1", Host(zeusd=daemon.address)))
+def test_zeusd_is_read(zeusd: Any) -> None:
+    for card in zeusd.host.cards:
+        card.name = "NVIDIA H200"
+    zeusd.gpus[0].spent_j, zeusd.gpus[1].spent_j = 1.0, 2.0
+    zeusd.cpus[0].package.spent_j, zeusd.cpus[0].dram.spent_j = 0.5, 0.25
+    source = opened(open_zeusd("h1", Host(zeusd=zeusd.address)))
     assert [(device.name, device.quality) for device in source.devices] == [
         (name, Quality.MEASURED) for name in ("h1/gpu:0", "h1/gpu:1", "h1/cpu:0", "h1/dram:0")
     ]
-    assert energies(source) == {"h1/gpu:0": 10**6, "h1/gpu:1": 2 * 10**6, "h1/cpu:0": 500, "h1/dram:0": 50}
+    assert energies(source) == {
+        "h1/gpu:0": 10**6,
+        "h1/gpu:1": 2 * 10**6,
+        "h1/cpu:0": 500_000,
+        "h1/dram:0": 250_000,
+    }
     source.close()
 
 
-def test_one_lost_gpu_hides_no_other_behind_zeusd(daemon: Daemon, caplog: pytest.LogCaptureFixture) -> None:
-    source = Zeusd("h1", daemon.address)
-    daemon.lost = {0}
+def test_one_lost_gpu_hides_no_other_behind_zeusd(zeusd: Any, caplog: pytest.LogCaptureFixture) -> None:
+    source = Zeusd("h1", zeusd.address)
+    zeusd.gpus[0].lost = True
     assert [set(energies(source)) for _ in range(2)] == [{"h1/gpu:1", "h1/cpu:0", "h1/dram:0"}] * 2
     said = [record.getMessage() for record in caplog.records if "h1/gpu:0" in record.getMessage()]
-    assert len(said) == 1 and "GPU is lost" in said[0]
-    daemon.lost = set()
+    assert len(said) == 1 and "device fell off the bus" in said[0]
+    zeusd.gpus[0].lost = False
     assert "h1/gpu:0" in energies(source)
 
 
-def test_the_whole_host_of_an_emulated_gpu_is_emulated(daemon: Daemon) -> None:
-    daemon.gpus = {0: "Emulated H200"}
-    assert {device.quality for device in Zeusd("h1", daemon.address).devices} == {Quality.EMULATED}
+def test_the_whole_host_of_an_emulated_gpu_is_emulated(zeusd: Any) -> None:
+    assert {device.quality for device in Zeusd("h1", zeusd.address).devices} == {Quality.EMULATED}
 
 
-def test_zeusd_that_hides_its_gpus_says_so(daemon: Daemon) -> None:
-    daemon.groups = ["cpu-read"]
+def test_zeusd_that_hides_its_gpus_says_so(make_zeusd: MakeZeusd) -> None:
+    key = b"a key of thirty-two bytes and so"
+    assert "no token was provided" in Zeusd("h1", make_zeusd(key=key).address).notes[0]
+    daemon = make_zeusd(groups=["cpu-read", "gpu-control"])
     source = Zeusd("h1", daemon.address)
     assert {device.component for device in source.devices} == {"cpu", "dram"}
     assert source.notes == ("h1: zeusd does not let its GPUs be read: gpu-read is off",)
 
 
-def test_zeusd_that_goes_and_comes_is_asked_ever_more_seldom(caplog: pytest.LogCaptureFixture) -> None:
+def test_zeusd_takes_the_token_of_the_environment(make_zeusd: MakeZeusd, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = b"a key of thirty-two bytes and so"
+    monkeypatch.setenv("ZEUSD_TOKEN", issue(key, "joulegate", [ApiGroup.GPU_READ]))
+    source = Zeusd("h1", make_zeusd(key=key).address)
+    assert set(energies(source)) == names(source) == {"h1/gpu:0", "h1/gpu:1"}
+    assert source.notes == ("h1: zeusd does not let its CPUs be read: cpu-read is off",)
+
+
+def test_zeusd_that_goes_and_comes_is_asked_ever_more_seldom(
+    make_zeusd: MakeZeusd, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = SimpleNamespace(t=100.0)
-    daemon = Daemon()
+    daemon = make_zeusd()
     source = Zeusd("h1", daemon.address, clock=lambda: clock.t)
-    port = daemon.server_port
     assert len(source.read()) == 4
     daemon.stop()
     assert source.read() == [] and source.read() == []
     assert [record.levelname for record in caplog.records if "does not answer" in record.message] == ["WARNING"]
-    daemon = Daemon(port)
+    make_zeusd(at=daemon.address)
     assert source.read() == []  # not before a second has passed
     clock.t += 1.01
     assert len(source.read()) == 4
-    daemon.stop()
 
 
-def test_zeusd_that_is_late_brings_its_devices_later(daemon: Daemon) -> None:
+def test_zeusd_that_is_late_brings_its_devices_later(make_zeusd: MakeZeusd, zeusd: Any) -> None:
     clock = SimpleNamespace(t=100.0)
-    port = daemon.server_port
-    daemon.stop()
-    source = Zeusd("h1", f"127.0.0.1:{port}", clock=lambda: clock.t)
+    zeusd.stop()
+    source = Zeusd("h1", zeusd.address, clock=lambda: clock.t)
     assert source.devices == () and source.read() == []
-    assert source.notes[0].startswith(f"h1: zeusd at 127.0.0.1:{port} does not answer")
-    late = Daemon(port)
+    assert source.notes[0].startswith(f"h1: zeusd at {zeusd.address} does not answer")
+    make_zeusd(at=zeusd.address)
     clock.t += 1.01
-    assert {reading.device for reading in source.read()} == {device.name for device in source.devices} != set()
-    late.stop()
+    assert set(energies(source)) == names(source) != set()
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "/no/such/socket", "not an address", "[::1"])
@@ -315,9 +276,12 @@ def test_an_address_without_zeusd_stops_nothing(address: str) -> None:
     assert source.devices == () and source.read() == [] and address in source.notes[0]
 
 
-def test_something_else_at_the_address_stops_nothing(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Handler, "do_GET", lambda handler: handler.answer(["not zeusd"]))
-    source = Zeusd("h1", daemon.address)
+def test_something_else_at_the_address_stops_nothing(zeusd: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def answer(self: emulator.zeusd.app.Zeusd, request: Any) -> Response:
+        return JSONResponse(["not zeusd"])
+
+    monkeypatch.setattr(emulator.zeusd.app.Zeusd, "_answer", answer)
+    source = Zeusd("h1", zeusd.address)
     assert source.devices == () and "is no zeusd" in source.notes[0]
 
 
@@ -378,10 +342,11 @@ def test_nothing_is_estimated_beside_a_counter(registered: None, nvml_here: Any)
     assert lines == ["local: gpu:0 (NVIDIA H200) measured by hardware counters"]
 
 
-def test_emulated_and_absent_hosts_are_said(registered: None, make_nvml: Any, load_nvml: Any, daemon: Daemon) -> None:
+def test_emulated_and_absent_hosts_are_said(
+    registered: None, make_nvml: Any, load_nvml: Any, make_zeusd: MakeZeusd
+) -> None:
     load_nvml(make_nvml(gpus=0))
-    daemon.gpus = {0: "Emulated H200"}
-    hosts = {"e": Host(zeusd=daemon.address), "away": Host(zeusd="127.0.0.1:1"), "none": Host()}
+    hosts = {"e": Host(zeusd=make_zeusd(gpus=1).address), "away": Host(zeusd="127.0.0.1:1"), "none": Host()}
     sources, lines = open_sources(hosts)
     assert len(sources) == 2
     assert lines[0] == (
