@@ -20,6 +20,7 @@ from proxy.energy.receipts import Book, Receipt, Second, tokens_by_label
 from proxy.energy.records import DeviceRecord, Quality
 from proxy.energy.savings import saved
 from proxy.energy.sources import Device, Reading, Source
+from proxy.energy.spent import HOUR_S, MONTH_H, Spent
 from proxy.energy.work import Progress
 from proxy.telemetry.metrics import Metrics
 
@@ -52,6 +53,7 @@ class Meter:
         reader = LedgerReader(ledger.path)
         self._before: dict[str, DeviceRecord] = {record.device: record for record in reader.devices()}
         self.committed: dict[str, Parts] = reader.parts()
+        self.spent = Spent(reader.spent(since=int(clock.now() // HOUR_S) - MONTH_H))
         self.last: dict[str, Reading] = {}
         self.power_w: dict[str, float] = {}
         self._power_from: dict[str, Reading] = {}
@@ -142,7 +144,8 @@ class Meter:
             devices = self.devices
             now, began = until or clock.now(), time.monotonic()
             for settled in self._attribution.settle(now):
-                self._book.book(settled)
+                for tenant, uj in self._book.book(settled).items():
+                    self.spent.add(tenant, settled.t1, uj)
                 self._booked_uj[settled.device] += settled.delta_uj
                 if time.monotonic() - began > SLICE_S:  # whoever streams has waited long enough
                     await asyncio.sleep(0)

@@ -28,11 +28,11 @@ from proxy.energy.records import (
 )
 from proxy.energy.share import Settled
 from proxy.energy.sources import Device
+from proxy.energy.spent import HOUR_S
 from proxy.energy.work import Progress
 from proxy.identify import Identity
 from proxy.telemetry.metrics import EnergyDelta
 
-HOUR_S = 3600
 Saved = Callable[[Progress], tuple[Quality, int] | None]  # what the prefix cache spared an attempt, µJ
 
 
@@ -321,6 +321,16 @@ class Book:
     def pending(self, tenant: str, run: str) -> list[Receipt]:
         """The receipts of a run that are not settled and handed over."""
         return [r for r in self._receipts.values() if r.run.run == run and r.run.tenant == tenant]
+
+    def unsettled(self) -> Iterable[Receipt]:
+        """All receipts that are not settled and handed over."""
+        return self._receipts.values()
+
+    def runs(self, tenant: str, run: str) -> list[Run]:
+        """The segments of a run that are not final, the newest last."""
+        closing = [one for one in self._closing if one.run == run and one.tenant == tenant]
+        newest = self._runs.get((tenant, run))
+        return closing if newest is None else [*closing, newest]
 
     def is_open(self, tenant: str, run: str) -> bool:
         return (tenant, run) in self._runs

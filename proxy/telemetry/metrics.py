@@ -87,6 +87,11 @@ class Metrics(Collector):
             "Tokens; `prompt` are prompt tokens computed, `cached` those found in the prefix cache: no overlap.",
             ("tenant", "workflow", "step", "kind"),
         )
+        self.budgets = Totals(
+            "joulegate_budget_actions",
+            "What budgets did: `low` and `spent` once a period, `capped`, `refused` and `stopped` for each request.",
+            ("tenant", "period", "action"),
+        )
         self.requests = Totals(
             "joulegate_requests",
             "Requests that ended.",
@@ -106,7 +111,7 @@ class Metrics(Collector):
         self.wait_seconds = Histogram("joulegate_queue_wait_seconds", "Arrival at the gate to dispatch.", who, WAIT_S)
         self._tables: tuple[Totals | Histogram, ...] = (
             *(self.energy, self.devices, self.waste, self.savings),
-            *(self.tokens_by_kind, self.requests, self.ignored_ids),
+            *(self.tokens_by_kind, self.requests, self.ignored_ids, self.budgets),
             *(self.run_energy, self.run_duration, self.request_duration),
             *(self.ttft_seconds, self.itl_seconds, self.wait_seconds),
         )
@@ -147,7 +152,8 @@ class Metrics(Collector):
         self._born.add(key)
         for component, quality in parts(engine).items():
             self.energy.add((*key, component, quality.value), 0)
-            self.savings.add((workflow, quality.value), 0)
+            for known in {quality, Quality.ESTIMATED}:  # the latter while the price is not fitted
+                self.savings.add((workflow, known.value), 0)
             for reason in Waste:
                 self.waste.add((workflow, reason.value), 0)
         self.tokens(tenant, workflow, step, 0, 0, 0)
@@ -163,6 +169,10 @@ class Metrics(Collector):
     def saved(self, workflow: str, quality: Quality, uj: int) -> None:
         """Joules of a settled request that were not spent."""
         self.savings.add((workflow, quality.value), uj)
+
+    def budget(self, tenant: str, period: str, action: str) -> None:
+        """A budget was found low or spent, or has changed what became of a request."""
+        self.budgets.add((tenant, period, action))
 
     def tokens(self, tenant: str, workflow: str, step: str, prompt: int, cached: int, output: int) -> None:
         """Count a request's usage as OpenAI states it: `prompt` includes `cached`."""
