@@ -123,7 +123,11 @@ class _Exchange:
                 self.entered = caller.quota
             raw = await client.body(self.limits.body_bytes)
             unwatch = client.watch(_current_task())
-            code, outcome = await self._serve(caller, raw)
+            try:
+                code, outcome = await self._serve(caller, raw)
+            finally:
+                if self.draw is not None:
+                    self.draw.stop = None  # from here on nothing is spent, and only words are owed
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
             await client.answer(refusal.status, refusal.body(), refusal.headers())
