@@ -59,12 +59,18 @@ _DEVICE = """
         component = excluded.component, model = excluded.model, quality = excluded.quality,
         counter_uj = excluded.counter_uj, raw_uj = excluded.raw_uj, t = excluded.t
 """
-_SAVING = "INSERT INTO savings VALUES (?, ?, ?, ?)"
+_SAVING = "INSERT INTO savings VALUES {}"
 _TOTAL_SAVING = """
     INSERT INTO total_savings
-    SELECT tenant, workflow, engine, ?3, 1, ?4
-    FROM requests CROSS JOIN runs ON uid = run_uid CROSS JOIN attempts ON request_id = id
-    WHERE id = ?1 AND n = ?2
+    SELECT tenant, workflow, engine, quality, count(*), sum(uj)
+    FROM (
+            SELECT json_extract(value, '$[0]') AS request_id, json_extract(value, '$[1]') AS n,
+                json_extract(value, '$[2]') AS quality, json_extract(value, '$[3]') AS uj
+            FROM json_each(?)
+        ) AS new
+        CROSS JOIN attempts USING (request_id, n) CROSS JOIN requests ON id = new.request_id
+        CROSS JOIN runs ON uid = run_uid
+    WHERE true GROUP BY tenant, workflow, engine, quality
     ON CONFLICT (tenant, workflow, engine, quality) DO UPDATE SET
         records = records + excluded.records, uj = uj + excluded.uj
 """
@@ -162,8 +168,9 @@ class Ledger:
             db.executemany(_WINDOW, batch.windows)
             db.executemany(_TOTAL_WINDOW, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
             db.executemany(_DEVICE, batch.devices)
-            db.executemany(_SAVING, batch.savings)
-            db.executemany(_TOTAL_SAVING, batch.savings)
+            if batch.savings:
+                _insert(db, _SAVING, batch.savings)
+                db.execute(_TOTAL_SAVING, (orjson.dumps([tuple(one) for one in batch.savings]).decode(),))
             db.executemany(_SPENT, batch.spent)
 
     def draining(self) -> None:
