@@ -8,7 +8,7 @@ DEMO_SECONDS ?= 60
 ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test test-vllm soak fuzz lint dashboards lock clean help
+.PHONY: demo serve test test-vllm test-emulated soak fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,6 +22,9 @@ serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
 	$(MAKE) lint
 	$(BIN)/python -m pytest -q
+
+test-emulated: $(VENV)/.dev tools  ## the gateway's end-to-end tests with the emulated engine in the scripted one's place
+	E2E_ENGINE=emulated $(BIN)/python -m pytest -q tests/e2e
 
 soak: $(VENV)/.dev tools  ## the tests of endurance in their long form
 	JOULEGATE_SOAK_ROUNDS=10 $(BIN)/python -m pytest -q --timeout 1200 tests/e2e/test_kill.py
@@ -84,13 +87,21 @@ tools:
 # What the gateway adds to an engine, beside its peers; `make bench-proxy BENCH="--soak"` (or --quick) for more (or less).
 PEERS := .venv-peers
 BENCH ?=
-.PHONY: bench-proxy bench-cancel bench-peers
+.PHONY: bench-proxy bench-ledger bench-cancel bench-peers bench-emulator
 
 bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, beside nginx, vllm-router and litellm
 	@$(BIN)/python -m benchmarks.proxy $(BENCH)
 
+bench-ledger: $(VENV)/.dev  ## what a ledger with a million runs costs to ask, to write and to thin out
+	@$(BIN)/python -m benchmarks.ledger $(BENCH)
+
 bench-cancel: $(VENV)/.dev  ## how soon an engine stops working for a client that is gone
 	@$(BIN)/python -m benchmarks.cancel
+
+bench-emulator: $(VENV)/.dev  ## how well the emulator meets what was measured, how fast it is, what its server costs (five minutes)
+	@$(BIN)/python -m benchmarks.emulator calibration
+	@$(BIN)/python -m benchmarks.emulator server
+	@$(BIN)/python -m benchmarks.emulator speed --requests 1000000 --load poisson:10
 
 bench-peers: $(VENV)/.run  ## install the peers that bench-proxy measures, in an environment of their own
 	@$(BIN)/python -m venv --without-pip $(PEERS) && printf '*\n' > $(PEERS)/.gitignore

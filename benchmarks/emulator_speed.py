@@ -3,39 +3,18 @@
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 
-from emulator.core.device import Device
 from emulator.core.machine import Machine
+from emulator.core.presets import load_gpu, load_model
 from emulator.core.prompt import Text
 from emulator.core.request import Event, Finished, Request
-from emulator.core.settings import EngineSettings
-from emulator.core.step import StepCost, StepWork
+from emulator.engine import engine_of
 
 HEAD, OWN, OUT = Text("head", 3000), 40, 200
-SETTINGS = EngineSettings(kv_blocks=13_000, max_model_len=4096)  # what an H200 has for Llama-2-7B
-
-
-class Line:
-    """A card whose steps take about what they take on an H200 with Llama-2-7B, as plain sums: fast, not calibrated."""
-
-    idle_power_w = 122.0
-    limits = None
-
-    def __init__(self) -> None:
-        self.energy_j = 0.0
-
-    def step(self, work: StepWork) -> StepCost:
-        seconds = 0.0044 + 2.2e-5 * work.prefill_tokens + 3e-5 * work.decode_sequences + 1.2e-7 * work.decode_context
-        return StepCost(seconds, 500.0 * seconds, 1980.0, False)
-
-    def spend(self, joules: float, seconds: float) -> None:
-        self.energy_j += joules
-
-    def rest(self, seconds: float) -> None:
-        self.energy_j += self.idle_power_w * seconds
+BAR_S = 300.0  # of CPU for a million requests
 
 
 @dataclass(frozen=True)
@@ -59,13 +38,13 @@ class Speed:
         return 1e6 / self.requests_s
 
 
-def measure(load: str, requests: int, device: Callable[[], Device] = Line) -> Speed:
-    """`load` is "poisson:RATE" (arrivals a second) or "closed:USERS". Raises ValueError for another one."""
+def measure(load: str, requests: int) -> Speed:
+    """Llama-2-7B on one H200; `load` is "poisson:RATE" (arrivals a second) or "closed:USERS", else ValueError."""
     kind, _, value = load.partition(":")
     if kind not in ("poisson", "closed") or not value:
         raise ValueError(f"a load is poisson:RATE or closed:USERS, not {load!r}")
-    card = _Counting(device())
-    machine = Machine(SETTINGS, [card])
+    settings, (card,) = engine_of(load_gpu("h200"), load_model("llama-2-7b"))
+    machine = Machine(settings, [card])
     began = time.process_time()
     events = _poisson(machine, requests, float(value)) if kind == "poisson" else _closed(machine, requests, int(value))
     finished, last = 0, 0.0
@@ -76,29 +55,7 @@ def measure(load: str, requests: int, device: Callable[[], Device] = Line) -> Sp
         raise RuntimeError(f"{requests} requests were sent and {finished} finished")
     cpu_s = time.process_time() - began
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return Speed(load, requests, cpu_s, last, machine.scheduler.clock, card.joules / requests, peak_mib)
-
-
-class _Counting:
-    """Any card, and the joules that it was told of."""
-
-    def __init__(self, card: Device) -> None:
-        self._card = card
-        self.joules = 0.0
-        self.idle_power_w = card.idle_power_w
-        self.step = card.step
-
-    @property
-    def limits(self) -> object:
-        return self._card.limits
-
-    def spend(self, joules: float, seconds: float) -> None:
-        self.joules += joules
-        self._card.spend(joules, seconds)
-
-    def rest(self, seconds: float) -> None:
-        self.joules += self.idle_power_w * seconds
-        self._card.rest(seconds)
+    return Speed(load, requests, cpu_s, last, machine.scheduler.clock, card.energy_j / requests, peak_mib)
 
 
 def _request(number: int) -> Request:

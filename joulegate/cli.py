@@ -23,6 +23,7 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
+LedgerOption = Annotated[Path | None, typer.Option(help="the ledger's file, instead of the configuration's")]
 ConfigOption = Annotated[Path | None, typer.Option("-c", "--config", help="configuration file (YAML)")]
 
 
@@ -33,12 +34,13 @@ def version() -> str:
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can mend into a line and exit status 1."""
+    from joulegate.export import ExportError
     from proxy.config import ConfigError
-    from proxy.energy.ledger import LedgerError
+    from proxy.energy.ledger_file import LedgerError
 
     try:
         yield
-    except (ConfigError, LedgerError) as error:
+    except (ConfigError, LedgerError, ExportError) as error:
         err.print(f"joulegate: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
 
@@ -149,18 +151,46 @@ def key() -> None:
 @app.command()
 def energy(
     config: ConfigOption = None,
-    ledger: Annotated[Path | None, typer.Option(help="the ledger's file, instead of the configuration's")] = None,
+    ledger: LedgerOption = None,
     json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
 ) -> None:
     """What the ledger knows: joules by workflow and by device."""
     no_clash()
     from joulegate.report import show
-    from proxy.config import LedgerConfig, load
     from proxy.energy.ledger_reader import LedgerReader
 
     with one_line_errors():
-        path = ledger or (load(config).ledger.path if config else LedgerConfig().path)
-        show(LedgerReader(path), json, out)
+        show(LedgerReader(_ledger(config, ledger)), json, out)
+
+
+def _ledger(config: Path | None, file: Path | None) -> Path:
+    from proxy.config import LedgerConfig, load
+
+    return file or (load(config).ledger.path if config else LedgerConfig().path)
+
+
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="where the files go; made when missing")],
+    kind: Annotated[str, typer.Option("--format", help="csv or parquet")] = "csv",
+    since: Annotated[str | None, typer.Option(help="a date, an ISO time (UTC) or Unix seconds")] = None,
+    until: Annotated[str | None, typer.Option(help="likewise; itself no more")] = None,
+    workflow: Annotated[str | None, typer.Option(help="one workflow's alone")] = None,
+    tenant: Annotated[str | None, typer.Option(help="one tenant's alone")] = None,
+    config: ConfigOption = None,
+    ledger: LedgerOption = None,
+) -> None:
+    """Write the ledger's tables into files: requests and runs with their joules, windows, and days."""
+    no_clash()
+    from joulegate import export as exporting
+    from proxy.energy.ledger_reader import LedgerReader
+    from proxy.energy.ledger_tables import Selection
+
+    with one_line_errors():
+        begin, end = (None if text is None else exporting.moment(text) for text in (since, until))
+        selection = Selection(begin, end, workflow, tenant)
+        for file, count in exporting.export(LedgerReader(_ledger(config, ledger)), folder, kind, selection).items():
+            out.print(f"{file}: {count:,} rows", highlight=False, soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -67,6 +68,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(_HeadWithBody(transport, self.loop))
             self._told_when_gone = set()
+            self._extensions = {TELL_WHEN_GONE: self._tell_when_gone}
             self._deadline = self.loop.call_later(header_seconds, self._too_slow)
 
         def shutdown(self) -> None:
@@ -80,8 +82,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
             super().connection_lost(exc)
             for tell in [*self._told_when_gone]:
                 tell()
-            if self.scope is not None:  # through it we hold ourselves
-                self.scope.pop("extensions", None)
+            self._extensions.clear()  # through it we hold ourselves
 
         def data_received(self, data: bytes) -> None:
             self._outside_body += len(data)
@@ -99,7 +100,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
         def on_headers_complete(self) -> None:
             self._in_head, self._outside_body = False, 0
             self._met_deadline()
-            self.scope["extensions"] = {TELL_WHEN_GONE: self._tell_when_gone}  # type: ignore[typeddict-item]
+            self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
             super().on_headers_complete()
 
         def on_body(self, body: bytes) -> None:
@@ -109,7 +110,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
         def _tell_when_gone(self, tell: Callable[[], None]) -> Callable[[], None]:
             self.flow.resume_reading()  # after a large body it stands still, and nobody would see the client go
             self._told_when_gone.add(tell)
-            return lambda: self._told_when_gone.discard(tell)
+            return partial(self._told_when_gone.discard, tell)
 
         def _met_deadline(self) -> None:
             if self._deadline is not None:

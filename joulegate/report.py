@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from proxy.energy.ledger_reader import LedgerReader
+from proxy.energy.ledger_reader import LedgerReader, worst
 from proxy.energy.records import Quality, Waste
 
 _UNITS = {-6: "µJ", -3: "mJ", 0: "J", 3: "kJ", 6: "MJ", 9: "GJ"}
@@ -47,6 +47,9 @@ def show(reader: LedgerReader, as_json: bool, console: Console) -> None:
             console.print(text)
     if devices:
         console.print(device_table(devices))
+    if (dropped := reader.dropped())[0]:
+        text = joules_text(dropped[1] / 1e6, worst(row["quality"] for row in workflows if row["quality"]))
+        console.print(f"Of {dropped[0]:,} requests ({text}) only sums are kept: the ledger could not be written then.")
 
 
 def caveats(rows: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -23,7 +23,8 @@ from proxy.control.knobs import PowerKnob, open_knobs
 from proxy.control.loop import Control
 from proxy.control.restore import restore_leftover
 from proxy.energy.attribution import Attribution
-from proxy.energy.ledger import Ledger, LedgerDraining
+from proxy.energy.ledger import Ledger
+from proxy.energy.ledger_file import LedgerDraining
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter
 from proxy.energy.prior import Coefficients, prior
@@ -103,7 +104,10 @@ class Gateway:
         here = any(engine.local for engine in self.engines)
         needs_cpu = any(engine.kind in ON_CPU for engine in self.engines)
         sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here, needs_cpu)
-        self.meter = Meter(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval)
+        self.meter = Meter(
+            *(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval),
+            *(config.ledger.buffer_requests, config.ledger.retention()),
+        )
         self._opened.push_async_callback(self.meter.close)
         self._opened.push_async_callback(self._lanes.close)
         await self._start_engines(self.engines)
@@ -127,6 +131,7 @@ class Gateway:
         )
         self.api = self._api(reader)
         await self.meter.read()
+        await self.meter.commit()  # so that even a life of less than a second leaves where the counters stood
         self.control = await self._control()
         await self.control.step()
         loops = {
@@ -345,14 +350,14 @@ class Gateway:
         async def healthz() -> dict[str, str]:
             return {"status": "ok"}
 
-        @api.get("/readyz", summary="An engine is up and the ledger can be written")
+        @api.get("/readyz", summary="An engine is up; a ledger that cannot be written is told, and served without")
         async def readyz(request: Request) -> JSONResponse:
             state: dict[str, Any] = {
                 "engines": {lane.name: lane.up for lane in self.lanes},
-                "ledger": self.meter.ledger_error or "ok",
+                "ledger": self.meter.writer.error or "ok",
                 "energy": {name: device.quality for name, device in self.meter.devices.items()},
             }
-            ready = any(lane.up for lane in self.lanes) and self.meter.ledger_error is None and not self.draining
+            ready = any(lane.up for lane in self.lanes) and not self.draining
             shown = state if self.keys.is_admin(dict(request.headers.raw)) else {}
             return JSONResponse({"ready": ready, "draining": self.draining, **shown}, 200 if ready else 503)
 
@@ -397,7 +402,9 @@ class Gateway:
             engine_up={lane.name: lane.up for lane in self.lanes},
             breaker={lane.name: lane.breaker.state(now) for lane in self.lanes},
             budget_uj=self._budget_gauges(now),
-            ledger_backlog=self.meter.backlog,
+            ledger_writable=self.meter.writer.error is None,
+            ledger_backlog=len(self.meter.writer.waiting),
+            ledger_waiting=self.meter.writer.requests,
         )
 
 

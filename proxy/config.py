@@ -19,6 +19,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from proxy import faults
 from proxy.budget import Period, Terms
+from proxy.energy.retention import Retention
 
 log = logging.getLogger("joulegate.config")
 
@@ -241,9 +242,16 @@ class Admin(Secret):
 
 
 class LedgerConfig(Strict):
-    """Where the ledger lies; the folder is made when missing."""
+    """Where the ledger lies (the folder is made when missing), how long it keeps what (days; null for good), and how
+    many requests may wait in memory while it cannot be written."""
 
     path: Path = Field(default_factory=lambda: user_state_path("joulegate") / "ledger.sqlite")
+    buffer_requests: Annotated[int, Field(ge=0)] = 50_000
+    retain_days: Annotated[float, Field(gt=0)] | None = 90.0
+    retain_windows_days: Annotated[float, Field(gt=0)] | None = 7.0
+
+    def retention(self) -> Retention:
+        return Retention(self.retain_days, self.retain_windows_days)
 
 
 class EnergyConfig(Strict):

@@ -2,7 +2,7 @@
 
 import asyncio
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 NEVER = float("inf")
 
@@ -25,17 +25,16 @@ class Deadline:
 
     __slots__ = ("_ends", "_limit_s", "_loop", "_outside", "_since", "_task", "_timer", "over")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, first_byte_s: float, ends: float = NEVER) -> None:
-        self._loop, self._limit_s, self._ends = loop, first_byte_s, ends
-        self._since = loop.time()
-        self._task: asyncio.Task[object] | None = None
+    def __init__(self, task: asyncio.Task[Any], first_byte_s: float, ends: float = NEVER) -> None:
+        """`task` is the one that will wait."""
+        self._task, self._limit_s, self._ends = task, first_byte_s, ends
+        self._loop = task.get_loop()
+        self._since = self._loop.time()
         self._timer: asyncio.TimerHandle | None = None
         self._outside = 0
         self.over: str | None = None
 
     def __enter__(self) -> Self:
-        self._task = asyncio.current_task()
-        assert self._task is not None, "only a task can be ended"
         self._outside = self._task.cancelling()
         self._look()
         return self
@@ -44,7 +43,7 @@ class Deadline:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
-        if self.over is None or self._task is None:
+        if self.over is None:
             return
         # As asyncio.timeout does: a cancellation by somebody else at the same time is not ours to swallow.
         if self._task.uncancel() <= self._outside and kind is asyncio.CancelledError:
@@ -84,5 +83,4 @@ class Deadline:
 
     def _end(self, what: str) -> None:
         self._timer, self.over = None, what
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()

@@ -105,7 +105,8 @@ class _Exchange:
         self.report = False
         self.draw: Draw | None = None
         self.stopped: Refusal | None = None
-        self.loop = asyncio.get_running_loop()
+        self.task = _current_task()
+        self.loop = self.task.get_loop()
         self.ends = self.loop.time() + self.limits.total_seconds
 
     async def run(self) -> None:
@@ -122,7 +123,7 @@ class _Exchange:
                 caller.quota.enter(clock.now())
                 self.entered = caller.quota
             raw = await client.body(self.limits.body_bytes)
-            unwatch = client.watch(_current_task())
+            unwatch = client.watch(self.task)
             try:
                 code, outcome = await self._serve(caller, raw)
             finally:
@@ -233,11 +234,10 @@ class _Exchange:
         )
         if draw is not None:
             self._check_budget(draw)
-            task = _current_task()
 
             def stop(standing: Standing) -> None:
                 self.stopped = draw.refusal(standing, clock.now())
-                task.cancel()
+                self.task.cancel()
 
             draw.stop = stop
 
@@ -359,10 +359,11 @@ class _Exchange:
         relay = self.relay = Relay(self.client, lane, self.limits, progress, last, self.hide_usage, report)
         headers = upstream_headers(self.client.headers, lane.engine.headers, bool(self.forward.keys), self.id)
         try:
-            return await relay.run(raw, headers, self.ends)
+            return await relay.run(raw, headers, self.task, self.ends)
         finally:
             if self.receipt is not None and progress is not None:
-                self.forward.metrics.itl_flush(self.receipt.run.label, lane.name, relay.itl)
+                if relay.itl is not None:
+                    self.forward.metrics.itl_flush(self.receipt.run.label, lane.name, relay.itl)
                 if relay.usage is not None:
                     self.receipt.prompt_tokens, self.receipt.output_tokens = relay.usage.prompt, relay.usage.output
                     self.receipt.cached_tokens, self.receipt.usage = relay.usage.cached, "engine"

@@ -6,21 +6,20 @@ untrusted: our own headers are refused when they are no good, other tools' are i
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 MAX_LENGTH = 200
 UNGROUPED = "ungrouped"
 UNNAMED = "unnamed"
 
-_OWN = {
-    b"x-workflow-id": "run",
-    b"x-workflow-name": "workflow",
-    b"x-workflow-step": "step",
-    b"x-workflow-node": "node",
-    b"x-workflow-parent": "parents",
-}
+_OWN = (
+    (b"x-workflow-id", "x-workflow-id", "run"),
+    (b"x-workflow-name", "x-workflow-name", "workflow"),
+    (b"x-workflow-step", "x-workflow-step", "step"),
+    (b"x-workflow-node", "x-workflow-node", "node"),
+    (b"x-workflow-parent", "x-workflow-parent", "parents"),
+)
 # Headers that other tools already send, in the order in which they are believed.
 _TOOLS = {
     b"x-session-id": "run",
@@ -41,7 +40,8 @@ _TOOLS = {
     b"x-thread-id": "run",
     b"x-run-id": "run",
 }
-_FINAL = (b"x-workflow-final", b"x-dynamo-session-final")
+_FINAL = {b"x-workflow-final", b"x-dynamo-session-final"}
+_TRUE = (b"true", b"1")
 _METADATA = {
     "workflow_id": "run",
     "workflow_name": "workflow",
@@ -65,8 +65,7 @@ class BadIdentity(ValueError):
     """One of our own headers holds what cannot be an id."""
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(NamedTuple):
     """Whose a request is. `alone` marks a request that is a run of its own."""
 
     run: str
@@ -89,13 +88,12 @@ def identify(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None, req
     found: dict[str, str] = {}
     sources: dict[str, str] = {}
     ignored = 0
-    for header, field in _OWN.items():
+    for header, name, field in _OWN:
         if raw := headers.get(header):
             text = raw.decode("latin-1").strip()
-            for part in _split(field, text):
-                if not _good(part):
-                    raise BadIdentity(f"{header.decode()} must be 1 to {MAX_LENGTH} characters of printable ASCII")
-            found[field], sources[field] = text, header.decode()
+            if not (_good(text) if field != "parents" else all(map(_good, _split(field, text)))):
+                raise BadIdentity(f"{name} must be 1 to {MAX_LENGTH} characters of printable ASCII")
+            found[field], sources[field] = text, name
     for place, field, value in _others(headers, body):
         if field in found:
             continue
@@ -109,8 +107,8 @@ def identify(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None, req
         workflow=found.get("workflow") or (UNNAMED if run else UNGROUPED),
         step=found.get("step") or UNNAMED,
         node=found.get("node"),
-        parents=tuple(_split("parents", found.get("parents", ""))),
-        final=any(headers.get(name, b"").lower() in (b"true", b"1") for name in _FINAL),
+        parents=tuple(_split("parents", found["parents"])) if "parents" in found else (),
+        final=not _FINAL.isdisjoint(headers) and any(headers.get(name, b"").lower() in _TRUE for name in _FINAL),
         alone=run is None,
         sources=sources,
         ignored=ignored,

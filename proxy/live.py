@@ -50,7 +50,7 @@ class LiveGateway:
         return sum(self._attribution.provisional_uj(progress, now) for progress in running)
 
     def unsettled(self, tenant: str, run: str) -> set[str]:
-        return {one.id for one in (*self._book.pending(tenant, run), *self._meter.writing(tenant, run))}
+        return {one.id for one in self._book.pending(tenant, run)} | self._meter.writing(tenant, run)
 
     def close_run(self, tenant: str, run: str) -> bool:
         return self._book.ask_to_close(tenant, run)

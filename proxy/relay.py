@@ -45,19 +45,22 @@ class Relay:
         self.client, self.lane, self.limits, self.progress = client, lane, limits, progress
         self.last, self.hide_usage, self.report = last, hide_usage, report
         self.usage: Usage | None = None
-        self.itl = Itl()
+        self.itl: Itl | None = None  # of a stream
         self.result: tuple[int, Outcome] | None = None
         self._well: bool | None = None  # what the engine has shown of itself
 
-    async def run(self, raw: bytes, headers: list[Header], ends: float) -> tuple[int, Outcome]:
-        """The status that the client got and how it ended; `ends` is when its time is up. Raises Broken."""
-        lane, loop = self.lane, asyncio.get_running_loop()
+    async def run(self, raw: bytes, headers: list[Header], task: asyncio.Task[Any], ends: float) -> tuple[int, Outcome]:
+        """The status that the client got and how it ended; `ends` is when its time is up. Raises Broken.
+
+        `task` is the one in which this runs.
+        """
+        lane, loop = self.lane, task.get_loop()
         permit = None if lane.upstream.closed else lane.breaker.enter(clock.now())
         if permit is None:  # since it was chosen: the request stood in a queue, or tried other engines
             raise Broken(f"engine {lane.name} is out of service", "no_engine", 503)
         reply: Reply | None = None
         try:
-            with Deadline(loop, self.limits.first_byte_seconds, ends) as deadline:
+            with Deadline(task, self.limits.first_byte_seconds, ends) as deadline:
                 reply = await lane.upstream.send(b"POST", self._target(), headers, raw)
                 streamed = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in reply.headers)
                 first = await (reply.next() if streamed else reply.rest())
@@ -118,6 +121,7 @@ class Relay:
             self.lane.breaker.answered(permit)
         deadline.first_byte(self.limits.idle_seconds)
         await client.start(reply.status, reply.headers, None)
+        itl = self.itl = Itl()
         before, last_at = 0, 0.0
         try:
             while chunk:
@@ -128,7 +132,7 @@ class Relay:
                     if progress.first is None:
                         progress.first = now
                     else:
-                        self.itl.observe(now - last_at)
+                        itl.observe(now - last_at)
                     before, last_at = seen, now
                 if frames.done:
                     self.result = reply.status, Outcome.OK  # a client that leaves now has everything

@@ -13,7 +13,7 @@ from proxy import clock
 from proxy.budget import Period, Standing, Terms, closed, standings
 from proxy.draw import Draw, RunAccount, TenantAccount
 from proxy.energy.attribution import Attribution
-from proxy.energy.ledger import LedgerError
+from proxy.energy.ledger_file import LedgerError
 from proxy.energy.receipts import Book, Receipt
 from proxy.energy.spent import HOUR_S, Spent
 from proxy.telemetry.metrics import Metrics

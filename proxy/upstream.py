@@ -42,13 +42,13 @@ class Reply(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._gone: Dropped | None = None
         self._paused = False
+        self._parser = httptools.HttpResponseParser(self)
         self.idle_since = 0.0
         self.used = False
         self.begin()
 
     def begin(self) -> None:
         """Make ready for the next reply."""
-        self._parser = httptools.HttpResponseParser(self)
         self.status = 0
         self.headers: list[Header] = []
         self._chunks: list[bytes] = []

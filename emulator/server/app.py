@@ -116,7 +116,7 @@ class App:
         if request is None:
             return
         given = prompts.of_completion(request)
-        echoes = [tokens.decode(prompt) for prompt in given for _ in range(request.n)] if request.echo else []
+        echoes = [prompt for prompt in given for _ in range(request.n)] if request.echo else []
         said = CompletionFrames(_id("cmpl", scope, request), int(time.time()), self._served.names[0], echoes)
         of_text = isinstance(request.prompt, str) or (bool(request.prompt) and isinstance(request.prompt[0], str))
         await self._generate(request, given, of_text, said, scope, receive, send)
@@ -223,7 +223,7 @@ class App:
     async def _detokenize(self, scope: Message, receive: Receive, send: Send) -> None:
         request = await self._body(DetokenizeRequest, scope, receive)
         self._check_model(request)
-        prompts.check_tokens(request.tokens)
+        prompts.check_tokens(request.tokens or [0])
         await _reply(send, orjson.dumps({"prompt": tokens.decode(request.tokens)}))
 
     async def _metrics(self, scope: Message, receive: Receive, send: Send) -> None:

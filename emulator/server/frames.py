@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import orjson
 
 from emulator.server.refusal import Refusal
+from emulator.server.tokens import decode
 
 DONE = b"data: [DONE]\n\n"
 VERSION = "0.32.0+emulated"
@@ -144,9 +145,10 @@ class ChatFrames:
 
 
 class CompletionFrames:
-    """Frames of /v1/completions. `echoes` are the prompts, by choice, that the answers are to begin with."""
+    """Frames of /v1/completions. `echoes` are the prompts, by choice, that the answers are to begin with; the tokens of
+    a prompt stand in the frame that echoes it."""
 
-    def __init__(self, request_id: str, created: int, model: str, echoes: Sequence[str] = ()) -> None:
+    def __init__(self, request_id: str, created: int, model: str, echoes: Sequence[list[int]] = ()) -> None:
         self._id, self._created, self._model = request_id, created, model
         self._echoes = dict(enumerate(echoes))
         head = {"id": request_id, "object": "text_completion", "created": created, "model": model}
@@ -156,17 +158,21 @@ class CompletionFrames:
         return b""
 
     def delta(self, index: int, text: str, usage: Usage | None) -> bytes:
+        echo = self._echoes.pop(index, None)
+        text = text if echo is None else decode(echo) + text
         return b"".join((
-            b'data: %b{"index":%d,"text":%b' % (self._head, index, orjson.dumps(self._echoes.pop(index, "") + text)),
-            b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":null,"token_ids":null}]',
+            b'data: %b{"index":%d,"text":%b' % (self._head, index, orjson.dumps(text)),
+            b',"logprobs":null,"finish_reason":null,"stop_reason":null,"prompt_token_ids":%b' % orjson.dumps(echo),
+            b',"token_ids":null}]',
             _of(usage, chat=False),
             b"}\n\n",
         ))  # fmt: skip
 
     def last(self, index: int, choice: Choice, usage: Usage | None, sealed: bool) -> bytes:
-        text = self._echoes.pop(index, "") + choice.text
+        echo = self._echoes.pop(index, None)
+        text = decode(echo or ()) + choice.text
         answer = {"index": index, "text": text, "logprobs": None, "finish_reason": choice.finish_reason}
-        answer |= {"stop_reason": choice.stop_reason, "prompt_token_ids": None, "token_ids": None}
+        answer |= {"stop_reason": choice.stop_reason, "prompt_token_ids": echo, "token_ids": None}
         seal = b',"system_fingerprint":"%b"' % FINGERPRINT.encode() if sealed else b""
         return b"data: %b%b]%b%b}\n\n" % (self._head, orjson.dumps(answer), _of(usage, chat=False), seal)
 
@@ -184,7 +190,7 @@ class CompletionFrames:
             "choices": [
                 {
                     "index": index,
-                    "text": self._echoes.pop(index, "") + choice.text,
+                    "text": decode(self._echoes.pop(index, ())) + choice.text,
                     "logprobs": None,
                     "finish_reason": choice.finish_reason,
                     "stop_reason": choice.stop_reason,

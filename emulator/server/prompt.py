@@ -58,9 +58,11 @@ def of_completion(request: CompletionRequest) -> list[list[int]]:
     given = request.prompt
     if isinstance(given, str):
         return [_begun(request, given)]
-    several = [each for each in given or () if not isinstance(each, int)]
+    if not given:
+        raise Refusal("You must pass at least one prompt")
+    several = [each for each in given if not isinstance(each, int)]
     if not several:
-        return [[each for each in given or () if isinstance(each, int)]]
+        return [[each for each in given if isinstance(each, int)]]
     return [_begun(request, each) if isinstance(each, str) else each for each in several]
 
 
@@ -93,8 +95,6 @@ def fit(request: Sampled, prompt: list[int], max_model_len: int, of_text: bool =
             )
         prompt = prompt[: max(0, max_model_len - bool(wanted)) if keep < 0 else keep]
     length = len(prompt)
-    if not length:
-        raise invalid("The decoder prompt cannot be empty")
     if length > max_model_len:
         # vLLM's tokenizer stops one token behind the limit, and so does not know how long a text really is.
         told = max_model_len + 1 if of_text else length
@@ -111,6 +111,8 @@ def fit(request: Sampled, prompt: list[int], max_model_len: int, of_text: bool =
 
 def check_tokens(prompt: Sequence[int]) -> None:
     """What vLLM's engine finds only when a stream has begun. Raises Refusal."""
+    if not prompt:
+        raise invalid("The decoder prompt cannot be empty")
     token = unknown(prompt)
     if token is not None:
         raise invalid(f"Token id {token} is out of vocabulary")

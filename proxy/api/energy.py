@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from starlette.types import Receive, Scope, Send
 
 from proxy.api import answers
-from proxy.energy.ledger import LedgerError
+from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import Quality
 from proxy.refusal import Refusal

@@ -4,27 +4,33 @@ In WAL mode with synchronous=NORMAL a committed batch survives `kill -9` of the 
 last seconds, which the next start books as `gap`, but never leaves half a batch.
 """
 
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 
 import orjson
 
-from proxy.energy.records import Batch
-from proxy.energy.schema import APPLICATION_ID, MIGRATIONS, WASTE
+from proxy.energy import retention
+from proxy.energy.ledger_file import LedgerError, WriterLock, explained, identity, schema_version
+from proxy.energy.records import Batch, Dropped
+from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
+from proxy.energy.sums import (
+    DAY_ENERGY,
+    DAY_REQUESTS,
+    DAY_RUNS,
+    DROPPED,
+    SPENT,
+    TOTAL_ENERGY,
+    TOTAL_REQUESTS,
+    TOTAL_RUNS,
+    TOTAL_WINDOWS,
+    WASTE,
+    WINDOWS,
+)
 
-
-class LedgerError(Exception):
-    """The ledger cannot be used; the message is one line that names the file and what would help."""
-
-
-class LedgerDraining(LedgerError):
-    """Its writer takes no more requests, and will let go of it when its last one has ended."""
-
+BUSY_S = 2.0  # how long to wait for somebody else who holds the file
 
 _RUN = """
     INSERT INTO runs (uid, tenant, run, segment, workflow, opened, ended, state)
@@ -35,7 +41,8 @@ _REQUEST = """
     INSERT INTO requests VALUES {} ON CONFLICT (id) DO UPDATE SET
         model = excluded.model, stream = excluded.stream, ended = excluded.ended, code = excluded.code,
         outcome = excluded.outcome, prompt_tokens = excluded.prompt_tokens, cached_tokens = excluded.cached_tokens,
-        output_tokens = excluded.output_tokens, usage = excluded.usage
+        output_tokens = excluded.output_tokens, usage = excluded.usage, saved_uj = excluded.saved_uj,
+        saved_quality = excluded.saved_quality
 """
 _ATTEMPT = """
     INSERT INTO attempts VALUES {} ON CONFLICT (request_id, n) DO UPDATE SET
@@ -47,41 +54,11 @@ _ENERGY = """
         prefill_uj = prefill_uj + excluded.prefill_uj, decode_uj = decode_uj + excluded.decode_uj,
         low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
 """
-_ADD_PARTS = """
-    DO UPDATE SET workflow_uj = workflow_uj + excluded.workflow_uj, idle_uj = idle_uj + excluded.idle_uj,
-        foreign_uj = foreign_uj + excluded.foreign_uj, gap_uj = gap_uj + excluded.gap_uj
-"""
-_WINDOW = f"INSERT INTO windows VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (device, second, quality) {_ADD_PARTS}"
-_TOTAL_WINDOW = f"INSERT INTO total_windows VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (device, quality) {_ADD_PARTS}"
 _DEVICE = """
     INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (device) DO UPDATE SET
         component = excluded.component, model = excluded.model, quality = excluded.quality,
-        counter_uj = excluded.counter_uj, raw_uj = excluded.raw_uj, t = excluded.t
-"""
-_SAVING = "INSERT INTO savings VALUES {}"
-_TOTAL_SAVING = """
-    INSERT INTO total_savings
-    SELECT tenant, workflow, engine, quality, count(*), sum(uj)
-    FROM (
-            SELECT json_extract(value, '$[0]') AS request_id, json_extract(value, '$[1]') AS n,
-                json_extract(value, '$[2]') AS quality, json_extract(value, '$[3]') AS uj
-            FROM json_each(?)
-        ) AS new
-        CROSS JOIN attempts USING (request_id, n) CROSS JOIN requests ON id = new.request_id
-        CROSS JOIN runs ON uid = run_uid
-    WHERE true GROUP BY tenant, workflow, engine, quality
-    ON CONFLICT (tenant, workflow, engine, quality) DO UPDATE SET
-        records = records + excluded.records, uj = uj + excluded.uj
-"""
-_SPENT = "INSERT INTO spent VALUES (?, ?, ?) ON CONFLICT (tenant, hour) DO UPDATE SET uj = uj + excluded.uj"
-
-_ORPHANED = """
-    SELECT workflow, sum(prefill_uj + decode_uj)
-    FROM touched_requests AS touched CROSS JOIN attempts ON attempts.request_id = touched.id
-        CROSS JOIN energy ON energy.request_id = touched.id AND attempt = n
-        CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
-    WHERE attempts.outcome = 'orphaned' GROUP BY workflow
+        counter_uj = counter_uj + excluded.counter_uj, raw_uj = excluded.raw_uj, t = excluded.t
 """
 
 _TOUCHED = """
@@ -91,37 +68,33 @@ _TOUCHED = """
 # Takes what was touched out of the totals (sign -1) or puts it in (sign 1). CROSS JOIN fixes the order of the
 # loops: from the few rows that were touched to the many that were not.
 _FOLD = (
-    """
-    INSERT INTO total_runs
-    SELECT tenant, workflow, state, :sign * count(*),
-        :sign * sum(CAST(round((ended - opened) * 1e6) AS INTEGER))
-    FROM touched_runs CROSS JOIN runs USING (uid)
-    WHERE true GROUP BY tenant, workflow, state
-    ON CONFLICT (tenant, workflow, state) DO UPDATE SET
-        runs = runs + excluded.runs, duration_us = duration_us + excluded.duration_us
-    """,
-    """
-    INSERT INTO total_requests
-    SELECT tenant, workflow, step, coalesce(outcome, ''), :sign * count(*), :sign * coalesce(sum(prompt_tokens), 0),
-        :sign * coalesce(sum(cached_tokens), 0), :sign * coalesce(sum(output_tokens), 0)
-    FROM touched_requests CROSS JOIN requests USING (id) CROSS JOIN runs ON uid = run_uid
-    WHERE true GROUP BY tenant, workflow, step, coalesce(outcome, '')
-    ON CONFLICT (tenant, workflow, step, outcome) DO UPDATE SET
-        requests = requests + excluded.requests, prompt_tokens = prompt_tokens + excluded.prompt_tokens,
-        cached_tokens = cached_tokens + excluded.cached_tokens, output_tokens = output_tokens + excluded.output_tokens
-    """,
-    f"""
-    INSERT INTO total_energy
-    SELECT tenant, workflow, step, engine, component, quality, {WASTE} AS waste,
-        :sign * count(*), :sign * sum(prefill_uj + decode_uj), :sign * sum(low_uj), :sign * sum(high_uj)
-    FROM touched_requests AS touched CROSS JOIN energy ON energy.request_id = touched.id
-        CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
-        CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
-    WHERE true GROUP BY tenant, workflow, step, engine, component, quality, waste
-    ON CONFLICT (tenant, workflow, step, engine, component, quality, waste) DO UPDATE SET
-        records = records + excluded.records, uj = uj + excluded.uj,
-        low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
-    """,
+    TOTAL_RUNS.add(
+        """
+        SELECT tenant, workflow, state, :sign * count(*),
+            :sign * sum(CAST(round((ended - opened) * 1e6) AS INTEGER))
+        FROM touched_runs CROSS JOIN runs USING (uid)
+        WHERE true GROUP BY tenant, workflow, state
+        """
+    ),
+    TOTAL_REQUESTS.add(
+        """
+        SELECT tenant, workflow, step, coalesce(outcome, ''), coalesce(saved_quality, ''), :sign * count(*),
+            :sign * coalesce(sum(prompt_tokens), 0), :sign * coalesce(sum(cached_tokens), 0),
+            :sign * coalesce(sum(output_tokens), 0), :sign * coalesce(sum(saved_uj), 0)
+        FROM touched_requests CROSS JOIN requests USING (id) CROSS JOIN runs ON uid = run_uid
+        WHERE true GROUP BY tenant, workflow, step, coalesce(outcome, ''), coalesce(saved_quality, '')
+        """
+    ),
+    TOTAL_ENERGY.add(
+        f"""
+        SELECT tenant, workflow, step, engine, component, quality, {WASTE} AS waste,
+            :sign * count(*), :sign * sum(prefill_uj + decode_uj), :sign * sum(low_uj), :sign * sum(high_uj)
+        FROM touched_requests AS touched CROSS JOIN energy ON energy.request_id = touched.id
+            CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
+            CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
+        WHERE true GROUP BY tenant, workflow, step, engine, component, quality, waste
+        """
+    ),
 )
 
 
@@ -137,149 +110,155 @@ class Ledger:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = _lock(path)
+        self._lock = WriterLock(path)
+        self._file: tuple[int, int] | None = None
+        self.orphaned_uj: dict[str, int] = {}
         try:
             with explained(path):
-                self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-                try:
-                    self._prepare()
-                except BaseException:
-                    self._db.close()
-                    raise
+                self._open()
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
 
     def write(self, batch: Batch) -> None:
-        """Write all of a batch or nothing: energy and windows are added, the other records replace what was there.
+        """Write all of a batch or nothing: what is a delta is added, the other records replace what was there.
 
-        Raises LedgerError when it cannot, or when a record names a run, request or attempt that was never written; the
-        ledger is then as before and the same batch may be tried again.
+        Raises LedgerError when it cannot; the ledger is then as before and the same batch may be tried again. That is
+        of no use after a LedgerMismatch: a record names a run, request or attempt that is not in this file.
         """
         with explained(self.path), self._transaction() as db:
             _touch(db, "touched_runs", {run.uid for run in batch.runs})
             of_request = {record.request_id for record in (*batch.attempts, *batch.energy)}
             _touch(db, "touched_requests", of_request.union([request.id for request in batch.requests]))
-            with self._totals_follow():
+            with _totals_follow(db):
                 db.executemany(_RUN, batch.runs)
                 _insert(db, _REQUEST, batch.requests)
                 _insert(db, _ATTEMPT, batch.attempts)
                 _insert(db, _ENERGY, batch.energy)
-            db.executemany(_WINDOW, batch.windows)
-            db.executemany(_TOTAL_WINDOW, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
+            db.executemany(WINDOWS.add_row, batch.windows)
+            db.executemany(TOTAL_WINDOWS.add_row, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
             db.executemany(_DEVICE, batch.devices)
-            if batch.savings:
-                _insert(db, _SAVING, batch.savings)
-                db.execute(_TOTAL_SAVING, (orjson.dumps([tuple(one) for one in batch.savings]).decode(),))
-            db.executemany(_SPENT, batch.spent)
+            db.executemany(SPENT.add_row, batch.spent)
+            if batch.dropped:
+                _write_dropped(db, batch.dropped)
+
+    def forget(self, receipts_before: float, windows_before: float, most: int) -> bool:
+        """Roll up to `most` requests of final runs that ended before a time, and as many windows, into their days.
+
+        Then gives what is free back to the file system. Returns whether there is more to do. Raises LedgerError when it
+        cannot; nothing is then forgotten.
+        """
+        with explained(self.path):
+            with self._transaction() as db:
+                more = retention.roll_requests(db, receipts_before, most)
+                more |= retention.roll_windows(db, windows_before, most)
+            return more or retention.shrink(self._db, most)
 
     def draining(self) -> None:
         """Say to whoever wants to write next that it only has to wait."""
-        os.pwrite(self._lock, _DRAINING, 0)
+        self._lock.draining()
 
     def close(self) -> None:
         """Close the file and let another writer have it."""
         self._db.close()
-        os.close(self._lock)
+        self._lock.release()
+
+    def _open(self) -> None:
+        """Open the file that is there now, or begin one."""
+        known = self._file is not None and identity(self.path) == self._file
+        self._sound = False
+        self._db = sqlite3.connect(self.path, BUSY_S, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare()
+            if not known:  # in a file of ours the unfinished runs are our own
+                self.orphaned_uj = _finish_runs(self._db)
+        except BaseException:
+            self._db.close()
+            raise
+        self._file, self._sound = identity(self.path), True
 
     def _prepare(self) -> None:
         version = schema_version(self._db, self.path)
+        if version == 0:
+            self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: this file system cannot hold the ledger (no WAL); choose a local disk")
         self._db.executescript(
-            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -32768;" + _TOUCHED
+            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;" + _TOUCHED
         )
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
             self._db.executescript(f"BEGIN IMMEDIATE; {script}; {stamp} COMMIT;")
         self._db.execute("PRAGMA foreign_keys = ON")  # only now: a migration may replace a table that others refer to
-        with self._transaction() as db:
-            db.execute("INSERT INTO touched_runs SELECT uid FROM runs WHERE state <> 'final'")
-            db.execute(
-                "INSERT INTO touched_requests"
-                " SELECT id FROM touched_runs CROSS JOIN requests ON run_uid = uid WHERE outcome IS NULL"
-            )
-            with self._totals_follow():
-                db.execute("UPDATE runs SET state = 'final' WHERE state <> 'final'")
-                db.execute("UPDATE requests SET outcome = 'orphaned' WHERE id IN (SELECT id FROM touched_requests)")
-                db.execute(
-                    "UPDATE attempts SET outcome = 'orphaned'"
-                    " WHERE outcome IS NULL AND request_id IN (SELECT id FROM touched_requests)"
-                )
-            self.orphaned_uj: dict[str, int] = dict(db.execute(_ORPHANED))
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._db.execute("BEGIN IMMEDIATE")
+        """All or nothing. After a fault, and when another file lies at our path, what is there is opened anew."""
+        if not self._sound or identity(self.path) != self._file:
+            with suppress(sqlite3.Error):  # a file that was moved away is to have all that was written to it
+                self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._db.close()
+            self._open()
         try:
-            yield self._db
-            self._db.execute("DELETE FROM touched_runs")
-            self._db.execute("DELETE FROM touched_requests")
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
+            with _whole(self._db) as db:
+                yield db
+        except sqlite3.IntegrityError:
             raise
-
-    @contextmanager
-    def _totals_follow(self) -> Iterator[None]:
-        """Totals stay the sums of the detail whatever is written inside to the touched runs and requests."""
-        for statement in _FOLD:
-            self._db.execute(statement, {"sign": -1})
-        yield
-        for statement in _FOLD:
-            self._db.execute(statement, {"sign": 1})
-
-
-def schema_version(db: sqlite3.Connection, path: Path) -> int:
-    """The file's schema version, 0 for an empty file. Raises LedgerError for a newer ledger and for foreign files."""
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    mark = db.execute("PRAGMA application_id").fetchone()[0]
-    empty = db.execute("SELECT NOT EXISTS (SELECT 1 FROM sqlite_master)").fetchone()[0]
-    if mark != APPLICATION_ID and not (empty and version == mark == 0):
-        raise LedgerError(f"{path}: this is a database of another program; choose another ledger.path")
-    if version > len(MIGRATIONS):
-        raise LedgerError(
-            f"{path}: written by a newer Joulegate (schema {version}, this one knows {len(MIGRATIONS)}); "
-            "upgrade Joulegate or choose another ledger.path"
-        )
-    return version
+        except BaseException:
+            self._sound = False
+            raise
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """What SQLite raises inside becomes a LedgerError that names the file."""
+def _whole(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """All that is written inside, or nothing."""
+    db.execute("BEGIN IMMEDIATE")
     try:
-        yield
-    except sqlite3.IntegrityError as error:
-        raise LedgerError(
-            f"{path}: a record names a run, request or attempt that was never written: {error}"
-        ) from error
-    except sqlite3.Error as error:
-        raise LedgerError(f"{path}: the ledger cannot be used: {error}") from error
+        yield db
+        db.execute("DELETE FROM touched_runs")
+        db.execute("DELETE FROM touched_requests")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
 
 
-_DRAINING = b"draining"
+@contextmanager
+def _totals_follow(db: sqlite3.Connection) -> Iterator[None]:
+    """Totals stay the sums of the detail whatever is written inside to the touched runs and requests."""
+    for statement in _FOLD:
+        db.execute(statement, {"sign": -1})
+    yield
+    for statement in _FOLD:
+        db.execute(statement, {"sign": 1})
 
 
-def _lock(path: Path) -> int:
-    """Hold the lock file beside the ledger: two gateways on one ledger would end each other's runs."""
-    beside = path.with_name(f"{path.name}.lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise LedgerError(f"{path}: the ledger cannot be created: {error.strerror}; set ledger.path") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        draining = os.pread(lock, len(_DRAINING), 0) == _DRAINING
-        os.close(lock)
-        if draining:
-            raise LedgerDraining(f"{path}: a gateway that drains still writes this ledger; wait for its end") from error
-        raise LedgerError(f"{path}: another gateway writes this ledger; stop it or set ledger.path") from error
-    os.ftruncate(lock, 0)
-    return lock
+_ORPHANED = """
+    SELECT workflow, sum(prefill_uj + decode_uj)
+    FROM touched_requests AS touched CROSS JOIN attempts ON attempts.request_id = touched.id
+        CROSS JOIN energy ON energy.request_id = touched.id AND attempt = n
+        CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
+    WHERE attempts.outcome = 'orphaned' GROUP BY workflow
+"""
+
+
+def _finish_runs(db: sqlite3.Connection) -> dict[str, int]:
+    """Let nothing be unfinished; returns the microjoules of what nobody ended, by workflow."""
+    with _whole(db):
+        db.execute("INSERT INTO touched_runs SELECT uid FROM runs WHERE state <> 'final'")
+        db.execute(
+            "INSERT INTO touched_requests"
+            " SELECT id FROM touched_runs CROSS JOIN requests ON run_uid = uid WHERE outcome IS NULL"
+        )
+        with _totals_follow(db):
+            db.execute("UPDATE runs SET state = 'final' WHERE state <> 'final'")
+            db.execute("UPDATE requests SET outcome = 'orphaned' WHERE id IN (SELECT id FROM touched_requests)")
+            db.execute(
+                "UPDATE attempts SET outcome = 'orphaned'"
+                " WHERE outcome IS NULL AND request_id IN (SELECT id FROM touched_requests)"
+            )
+        return dict(db.execute(_ORPHANED).fetchall())
 
 
 def _touch(db: sqlite3.Connection, table: str, keys: set[str]) -> None:
@@ -299,3 +278,17 @@ def _insert(db: sqlite3.Connection, statement: str, rows: Sequence[tuple[str | f
     for start in range(0, full, _ROWS):
         db.execute(several, list(chain.from_iterable(rows[start : start + _ROWS])))
     db.executemany(statement.format(one), rows[full:])
+
+
+def _write_dropped(db: sqlite3.Connection, dropped: Dropped) -> None:
+    """Sums by day, and the same in the totals, and how much of it there was."""
+    db.executemany(DAY_RUNS.add_row, dropped.runs)
+    db.executemany(TOTAL_RUNS.add_row, [(one.tenant, one.workflow, "final", *one[-2:]) for one in dropped.runs])
+    for day, total, rows in (
+        (DAY_REQUESTS, TOTAL_REQUESTS, dropped.requests),
+        (DAY_ENERGY, TOTAL_ENERGY, dropped.energy),
+    ):
+        db.executemany(day.add_row, rows)
+        db.executemany(total.add_row, [row[1:] for row in rows])
+    db.executemany(DROPPED.add_row, [(one.day, one.requests, 0) for one in dropped.requests])
+    db.executemany(DROPPED.add_row, [(one.day, 0, one.uj) for one in dropped.energy])

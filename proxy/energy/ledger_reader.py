@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from proxy.energy.ledger import LedgerError, explained, schema_version
+from proxy.energy.ledger_file import LedgerError, explained, schema_version
 from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality, waste_of
-from proxy.energy.schema import MIGRATIONS, WASTE
+from proxy.energy.schema import MIGRATIONS
+from proxy.energy.sums import WASTE
 
 _ORDER = list(Quality)
 _FAILED = (Outcome.ERROR, Outcome.FAILED)
@@ -58,21 +59,11 @@ class _Energy:
         if waste:
             _count(self.wasted_uj, waste, row["uj"])
 
-    def take(self, other: "_Energy") -> None:
-        """Add another sum."""
-        self.uj += other.uj
-        self.low_uj += other.low_uj
-        self.high_uj += other.high_uj
-        self.qualities |= other.qualities
-        for reason, uj in other.wasted_uj.items():
-            _count(self.wasted_uj, reason, uj)
-        self.saved_uj += other.saved_uj
-        self.saved_qualities |= other.saved_qualities
-
     def save(self, row: sqlite3.Row) -> None:
-        """Add what was not spent."""
-        self.saved_uj += row["uj"]
-        self.saved_qualities.add(row["quality"])
+        """Add what a request, or a sum of some, did not cost."""
+        if row["saved_quality"]:
+            self.saved_uj += row["saved_uj"]
+            self.saved_qualities.add(row["saved_quality"])
 
     @property
     def known(self) -> bool:
@@ -118,14 +109,12 @@ class LedgerReader:
         bought nothing. `saved_joules` were not spent, and are in none of the others.
         """
         where, values = _matching(tenant=tenant)
-        with self._read() as db:
+        with self.read() as db:
             runs = db.execute(f"SELECT * FROM total_runs {where}", values).fetchall()
             requests = db.execute(f"SELECT * FROM total_requests {where}", values).fetchall()
             energy = db.execute(f"SELECT * FROM total_energy {where}", values).fetchall()
-            savings = db.execute(f"SELECT * FROM total_savings {where}", values).fetchall()
-        groups: dict[tuple[str, str], tuple[list[sqlite3.Row], ...]] = defaultdict(lambda: ([], [], [], []))
-        kinds = [(runs, "runs"), (requests, "requests"), (energy, "records"), (savings, "records")]
-        for kind, (rows, count) in enumerate(kinds):
+        groups: dict[tuple[str, str], tuple[list[sqlite3.Row], ...]] = defaultdict(lambda: ([], [], []))
+        for kind, (rows, count) in enumerate([(runs, "runs"), (requests, "requests"), (energy, "records")]):
             for row in rows:
                 if row[count]:  # a total from which everything moved away says nothing
                     groups[row["tenant"], row["workflow"]][kind].append(row)
@@ -139,7 +128,7 @@ class LedgerReader:
         where, values = _matching(tenant=tenant, workflow=workflow)
         if since is not None:
             where, values = f"{where} {'AND' if where else 'WHERE'} opened >= ?", (*values, since)
-        with self._read() as db:
+        with self.read() as db:
             rows = db.execute(f"SELECT * FROM runs {where} ORDER BY opened DESC LIMIT ?", (*values, limit)).fetchall()
             uids = (json.dumps([row["uid"] for row in rows]),)
             requests = db.execute(
@@ -156,8 +145,8 @@ class LedgerReader:
                 uids,
             ).fetchall()
             savings = db.execute(
-                "SELECT run_uid, quality, sum(uj) AS uj FROM requests CROSS JOIN savings ON request_id = id"
-                " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality",
+                "SELECT run_uid, saved_quality, sum(saved_uj) AS saved_uj FROM requests WHERE saved_uj IS NOT NULL"
+                " AND run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, saved_quality",
                 uids,
             ).fetchall()
         counts = {row["run_uid"]: row for row in requests}
@@ -180,7 +169,7 @@ class LedgerReader:
     def run(self, tenant: str | None, run_id: str) -> dict[str, Any] | None:
         """The newest segment of a run with its requests, null for an unknown one. Of several tenants' the newest."""
         where, values = _matching(run=run_id, tenant=tenant)
-        with self._read() as db:
+        with self.read() as db:
             # The unary plus keeps the planner from walking the runs by time until it meets this one.
             newest = "ORDER BY +opened DESC, +segment DESC LIMIT 1"
             run = db.execute(f"SELECT * FROM runs {where} {newest}", values).fetchone()
@@ -193,7 +182,7 @@ class LedgerReader:
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         """One request with the run that it belongs to, null for an unknown one."""
-        with self._read() as db:
+        with self.read() as db:
             found = db.execute("SELECT * FROM requests WHERE id = ?", (request_id,)).fetchall()
             if not found:
                 return None
@@ -205,7 +194,7 @@ class LedgerReader:
         """What each engine's requests have cost: joules with band and quality, and joules by component."""
         sums: dict[str, _Energy] = defaultdict(_Energy)
         components: dict[str, dict[str, int]] = defaultdict(dict)
-        with self._read() as db:
+        with self.read() as db:
             for row in db.execute(
                 "SELECT engine, component, quality, sum(uj) AS uj, sum(low_uj) AS low_uj, sum(high_uj) AS high_uj"
                 " FROM total_energy WHERE records > 0 GROUP BY engine, component, quality"
@@ -219,14 +208,14 @@ class LedgerReader:
     def spent(self, since: int) -> dict[str, dict[int, int]]:
         """Settled microjoules of each tenant by the hour (since 1970), from the hour `since` on."""
         spent: dict[str, dict[int, int]] = defaultdict(dict)
-        with self._read() as db:
+        with self.read() as db:
             for tenant, hour, uj in db.execute("SELECT * FROM spent WHERE hour >= ?", (since,)):
                 spent[tenant][hour] = uj
         return dict(spent)
 
     def run_uj(self, tenant: str, run_id: str, but: Sequence[str] = ()) -> int:
         """Settled microjoules of a run over all its segments, those with the uids `but` left out."""
-        with self._read() as db:
+        with self.read() as db:
             found = db.execute(
                 "SELECT sum(prefill_uj + decode_uj) FROM runs CROSS JOIN requests ON run_uid = uid"
                 " CROSS JOIN energy ON request_id = id WHERE run = ? AND tenant = ?"
@@ -236,8 +225,9 @@ class LedgerReader:
         return found[0] or 0
 
     def devices(self) -> list[DeviceRecord]:
-        """The devices as they were last written: where a restarted gateway takes the books up again."""
-        with self._read() as db:
+        """The devices as they were last written, with all that their counters have moved (`counter_uj`): where a
+        restarted gateway takes the books up again."""
+        with self.read() as db:
             return [
                 DeviceRecord(**{**dict(row), "quality": Quality(row["quality"])})
                 for row in db.execute("SELECT * FROM devices ORDER BY device")
@@ -245,7 +235,7 @@ class LedgerReader:
 
     def parts(self) -> dict[str, Parts]:
         """What became of each device's joules so far, summed over its windows."""
-        with self._read() as db:
+        with self.read() as db:
             return {
                 row["device"]: Parts(*row[1:])
                 for row in db.execute(
@@ -256,7 +246,7 @@ class LedgerReader:
 
     def balance(self) -> dict[str, dict[str, Any]]:
         """The committed books of each device: its counter, the parts, and what they leave unexplained (joules)."""
-        with self._read() as db:
+        with self.read() as db:
             devices = db.execute(
                 "SELECT devices.device, devices.quality, counter_uj, coalesce(sum(workflow_uj), 0) AS workflow_uj,"
                 " coalesce(sum(idle_uj), 0) AS idle_uj, coalesce(sum(foreign_uj), 0) AS foreign_uj,"
@@ -274,8 +264,14 @@ class LedgerReader:
             for row in devices
         }
 
+    def dropped(self) -> tuple[int, int]:
+        """How many requests the ledger never had as more than sums, for want of room in memory, and their µJ."""
+        with self.read() as db:
+            return db.execute("SELECT coalesce(sum(requests), 0), coalesce(sum(uj), 0) FROM dropped").fetchone()[:]
+
     @contextmanager
-    def _read(self) -> Iterator[sqlite3.Connection]:
+    def read(self) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one commit, whole, as long as it is held; the writer goes on."""
         if not self.path.exists():
             raise LedgerError(f"{self.path}: no ledger here yet; it is made when the gateway starts")
         with explained(self.path):
@@ -313,12 +309,7 @@ def _matching(**values: str | None) -> tuple[str, tuple[str, ...]]:
 
 
 def _workflow(
-    tenant: str,
-    workflow: str,
-    runs: list[sqlite3.Row],
-    requests: list[sqlite3.Row],
-    energy: list[sqlite3.Row],
-    savings: list[sqlite3.Row],
+    tenant: str, workflow: str, runs: list[sqlite3.Row], requests: list[sqlite3.Row], energy: list[sqlite3.Row]
 ) -> dict[str, Any]:
     total = _Energy()
     components: dict[str, int] = {}
@@ -326,9 +317,8 @@ def _workflow(
     for row in energy:
         total.add(row, row["waste"])
         _count(components, row["component"], row["uj"])
-    for row in savings:
-        total.save(row)
     for row in requests:
+        total.save(row)
         step = steps.setdefault(row["step"], {"requests": 0, "joules": None, "output_tokens": 0})
         step["requests"] += row["requests"]
         step["output_tokens"] += row["output_tokens"]
@@ -372,38 +362,24 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
     for row in db.execute(f"SELECT attempts.* {of_request.format('attempts')} ORDER BY request_id, n", ids):
         attempts[row["request_id"]].append(row)
     energy: dict[str, list[sqlite3.Row]] = defaultdict(list)
+    total = _Energy()
     for row in db.execute(f"SELECT energy.*, prefill_uj + decode_uj AS uj {of_request.format('energy')}", ids):
         energy[row["request_id"]].append(row)
-    savings: dict[str, list[sqlite3.Row]] = defaultdict(list)
-    for row in db.execute(f"SELECT savings.* {of_request.format('savings')}", ids):
-        savings[row["request_id"]].append(row)
-    total, requests = _Energy(), []
-    for row in rows:
-        spent = _spent(row, attempts[row["id"]], energy[row["id"]], savings[row["id"]])
-        total.take(spent)
-        requests.append(_request(row, attempts[row["id"]], energy[row["id"]], spent))
-    return requests, total
-
-
-def _spent(
-    row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row], savings: list[sqlite3.Row]
-) -> _Energy:
-    """The energy of one request."""
-    spent = _Energy()
-    wastes = {attempt["n"]: waste_of(attempt["outcome"], row["outcome"]) for attempt in attempts}
-    for part in energy:
-        spent.add(part, wastes[part["attempt"]])
-    for part in savings:
-        spent.save(part)
-    return spent
+    return [_request(row, attempts[row["id"]], energy[row["id"]], total) for row in rows], total
 
 
 def _request(
-    row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row], spent: _Energy
+    row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row], of_all: _Energy
 ) -> dict[str, Any]:
-    """A request's figures; the times are the client's, from its arrival at the gateway on."""
+    """A request's figures, which are added to those `of_all`; times are the client's, from its arrival on."""
+    total = _Energy()
     components: dict[str, int] = {}
     phases = {phase.value: 0 for phase in Phase}
+    wastes = {attempt["n"]: waste_of(attempt["outcome"], row["outcome"]) for attempt in attempts}
+    for sums in (total, of_all):
+        sums.save(row)
+        for part in energy:
+            sums.add(part, wastes[part["attempt"]])
     for part in energy:
         _count(components, part["component"], part["uj"])
         for phase in Phase:
@@ -420,10 +396,10 @@ def _request(
         "stream": bool(row["stream"]),
         "duration_s": None if row["ended"] is None else row["ended"] - row["received"],
         "ttft_s": None if first is None else first - row["received"],
-        **spent.figures(),
-        **spent.worth(),
+        **total.figures(),
+        **total.worth(),
         "by_component": _joules(components),
-        "by_phase": _joules(phases) if spent.known else {},
+        "by_phase": _joules(phases) if total.known else {},
     }
 
 

@@ -1,33 +1,36 @@
 """The shell around energy accounting: reads counters ten times a second, closes the books once a second.
 
-Counters and ledger are each read and written in a thread of their own. What fails here is said and tried again; it
-never reaches a request.
+Counters are read in a thread of their own, and the ledger is written in another (`writer`). What fails here is said and
+tried again; it never reaches a request.
 """
 
 import asyncio
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from proxy import clock
 from proxy.energy.attribution import Attribution
-from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger import Ledger
 from proxy.energy.ledger_reader import LedgerReader, Parts
-from proxy.energy.receipts import Book, Receipt, Second, tokens_by_label
-from proxy.energy.records import DeviceRecord, Quality
+from proxy.energy.receipts import Book, Run, Second
+from proxy.energy.records import DeviceRecord, Dropped, Quality
+from proxy.energy.retention import Retention
 from proxy.energy.savings import saved
 from proxy.energy.sources import Device, Reading, Source
 from proxy.energy.spent import HOUR_S, MONTH_H, Spent
 from proxy.energy.work import Progress
+from proxy.energy.writer import LedgerWriter
 from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger("joulegate.meter")
 
 COMMIT_S = 1.0
 SLICE_S = 0.002
+MOST_REQUESTS = 50_000  # that wait for the ledger in memory; about 1.5 kB each
 
 
 class Meter:
@@ -41,31 +44,30 @@ class Meter:
         ledger: Ledger,
         metrics: Metrics,
         interval_s: float,
+        most_requests: int = MOST_REQUESTS,
+        retention: Retention | None = None,
     ) -> None:
         self._sources, self._attribution, self._book = sources, attribution, book
-        self._ledger, self._metrics, self._interval_s = ledger, metrics, interval_s
+        self._metrics, self._interval_s = metrics, interval_s
         self._reading = ThreadPoolExecutor(1, "counters")
-        self._writing = ThreadPoolExecutor(1, "ledger")
-        self._backlog: deque[Second] = deque()
+        self.writer = LedgerWriter(
+            ledger, self._count, self._count_dropped, book.renew, most_requests, retention or Retention()
+        )
         self._booked_uj: Counter[str] = Counter()  # by device, settled and not yet in a batch
         self._committing = asyncio.Lock()
-        self._commit = asyncio.Event()
+        self._flush: asyncio.Task[None] | None = None
         reader = LedgerReader(ledger.path)
         self._before: dict[str, DeviceRecord] = {record.device: record for record in reader.devices()}
+        self._told_uj = {record.device: record.counter_uj for record in self._before.values()}  # to the ledger
         self.committed: dict[str, Parts] = reader.parts()
         self.spent = Spent(reader.spent(since=int(clock.now() // HOUR_S) - MONTH_H))
         self.last: dict[str, Reading] = {}
         self.power_w: dict[str, float] = {}
         self._power_from: dict[str, Reading] = {}
-        self.ledger_error: str | None = None
 
     @property
     def devices(self) -> dict[str, Device]:
         return {device.name: device for source in self._sources for device in source.devices}
-
-    @property
-    def backlog(self) -> int:
-        return len(self._backlog)
 
     def counter_uj(self) -> dict[str, int]:
         """What each counter moved since the ledger began: what was booked before, and the raw readings since."""
@@ -80,19 +82,19 @@ class Meter:
         open_uj = self._attribution.open_uj()
         for device, uj in self._booked_uj.items():
             open_uj[device] += uj
-        for second in self._backlog:
+        for second in self.writer.waiting:
             for w in second.batch.windows:
                 open_uj[w.device] += w.workflow_uj + w.idle_uj + w.foreign_uj + w.gap_uj
         return open_uj
 
-    def writing(self, tenant: str, run: str) -> list[Receipt]:
-        """The settled receipts of a run that are on their way to the ledger."""
-        settled = (receipt for second in self._backlog for receipt in second.settled)
-        return [one for one in settled if one.run.run == run and one.run.tenant == tenant]
+    def writing(self, tenant: str, run: str) -> set[str]:
+        """The settled requests of a run that are on their way to the ledger."""
+        settled = (one for second in self.writer.waiting for one in second.settled.items())
+        return {request_id for request_id, whose in settled if whose.run == run and whose.tenant == tenant}
 
     async def next_commit(self) -> None:
         """Return when the ledger has committed what is settled now."""
-        await self._commit.wait()
+        await self.writer.next_commit()
 
     async def read_forever(self) -> None:
         """Read all counters every interval, and never twice at once."""
@@ -131,15 +133,27 @@ class Meter:
             self._power_from[name] = reading
 
     async def commit_forever(self) -> None:
+        """Close the books of every second. A ledger that takes its time, or has no time at all, is not waited for."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
-            await asyncio.sleep(COMMIT_S)
+            due = max(due + COMMIT_S, loop.time())
+            await asyncio.sleep(due - loop.time())
             try:
-                await self.commit()
+                await self._close_second()
+                if self._flush is None or self._flush.done():
+                    self._flush = asyncio.create_task(self._write())
+                await self.writer.make_room()
             except Exception:
                 log.exception("the books of this second could not be closed; they stay open")
 
     async def commit(self, until: float | None = None) -> None:
         """Settle what can be settled by `until` (now), write it, and count it in the metrics once it is written."""
+        await self._close_second(until)
+        await self.writer.flush()
+        await self.writer.make_room()
+
+    async def _close_second(self, until: float | None = None) -> None:
         async with self._committing:
             devices = self.devices
             now, began = until or clock.now(), time.monotonic()
@@ -154,31 +168,17 @@ class Meter:
             self._booked_uj.clear()
             second.batch.devices.extend(self._device_records(devices))
             if second:
-                self._backlog.append(second)
-            await self._flush()
+                self.writer.add(second)
 
     def _saved(self, devices: Mapping[str, Device], progress: Progress) -> tuple[Quality, int] | None:
         serving = self._attribution.serving(progress.engine)
         return None if serving is None else saved(progress, serving, devices)
 
-    async def _flush(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._backlog:
-            second = self._backlog[0]
-            try:
-                await loop.run_in_executor(self._writing, self._ledger.write, second.batch)
-            except LedgerError as error:
-                if self.ledger_error is None:
-                    log.error("the ledger cannot be written, its batches wait in memory: %s", error)
-                self.ledger_error = str(error)
-                return
-            if self.ledger_error is not None:
-                log.warning("the ledger can be written again")
-                self.ledger_error = None
-            self._backlog.popleft()
-            self._count(second)
-        self._commit.set()
-        self._commit = asyncio.Event()
+    async def _write(self) -> None:
+        try:
+            await self.writer.flush()
+        except Exception:
+            log.exception("what waits for the ledger could not be written; it goes on waiting")
 
     def _count(self, second: Second) -> None:
         metrics, batch = self._metrics, second.batch
@@ -191,23 +191,28 @@ class Meter:
             metrics.wasted(label, reason, uj)
         for label, quality, uj in second.saved:
             metrics.saved(label, quality, uj)
-        for (tenant, workflow, step), (prompt, cached, output) in tokens_by_label(second.ended).items():
+        for (tenant, workflow, step), (prompt, cached, output) in second.tokens.items():
             metrics.tokens(tenant, workflow, step, prompt, cached, output)
         for run in second.finals:
             metrics.run_done(run.label, run.run, run.uj, run.ended - run.opened, clock.now())
 
+    def _count_dropped(self, dropped: Dropped, finals: list[Run]) -> None:
+        self._metrics.dropped(sum(one.requests for one in dropped.requests), sum(one.uj for one in dropped.energy))
+        for run in finals:
+            self._metrics.run_done(run.label, run.run, run.uj, run.ended - run.opened, clock.now())
+
     def _device_records(self, devices: Mapping[str, Device]) -> list[DeviceRecord]:
-        """Where each device's books stand with this batch: the raw reading up to which its joules are in it."""
+        """Where each device's books stand with this batch, and what its counter adds to them by its raw readings."""
         counters, open_uj = self.counter_uj(), self._attribution.open_uj()
         records: list[DeviceRecord] = []
         for name, (raw_uj, t) in self._attribution.raw().items():
             device = devices.get(name)
             if device is not None:
                 still_open = open_uj.get(name, 0)
-                booked = counters[name] - still_open
-                records.append(
-                    DeviceRecord(name, device.component, device.model, device.quality, booked, raw_uj - still_open, t)
-                )
+                booked_uj = counters[name] - still_open
+                told_uj, self._told_uj[name] = self._told_uj.get(name, 0), booked_uj
+                what = (name, device.component, device.model, device.quality)
+                records.append(DeviceRecord(*what, booked_uj - told_uj, raw_uj - still_open, t))
         return records
 
     async def close(self) -> None:
@@ -215,12 +220,11 @@ class Meter:
         try:
             await self.read()
             # Nobody is left to wait for: as if every window had waited its time.
-            await self.commit(until=clock.now() + 3600)
+            await self._close_second(until=clock.now() + 3600)
         except Exception:
             log.exception("the last books could not be closed")
+        await self.writer.close()
         self._reading.shutdown()
-        self._writing.shutdown()
-        self._ledger.close()
         for source in self._sources:
             source.close()
 

@@ -20,7 +20,6 @@ from proxy.energy.records import (
     Quality,
     RequestRecord,
     RunRecord,
-    SavingRecord,
     SpentRecord,
     Waste,
     WindowRecord,
@@ -109,6 +108,7 @@ class Receipt:
     output_tokens: int | None = None
     usage: str = "none"
     uj: int = 0
+    saved: tuple[Quality, int] | None = None  # what its cached tokens did not cost, µJ
 
     def record(self) -> RequestRecord:
         identity = self.identity
@@ -130,6 +130,7 @@ class Receipt:
             self.cached_tokens,
             self.output_tokens,
             self.usage,
+            *((None, None) if self.saved is None else (self.saved[1], self.saved[0]._value_)),
         )
 
 
@@ -141,8 +142,10 @@ class Second:
     deltas: list[EnergyDelta]
     wasted: list[tuple[str, str, int]]  # workflow label, reason, µJ counted earlier as mere energy
     saved: list[tuple[str, Quality, int]]  # workflow label, quality, µJ that were not spent
-    ended: list[Receipt]
-    settled: list[Receipt]
+    tokens: dict[tuple[str, str, str], tuple[int, int, int]]  # see `tokens_by_label`, of requests that ended
+    opened: list[str]  # requests that no earlier second has
+    begun: list[str]  # runs (by uid) that no earlier second has
+    settled: dict[str, Run]  # requests that no later second will have, and whose they are
     finals: list[Run]
 
     def __bool__(self) -> bool:
@@ -160,6 +163,8 @@ class Book:
         self._receipts: dict[str, Receipt] = {}
         self._dirty_runs: dict[str, Run] = {}
         self._dirty: dict[str, Receipt] = {}
+        self._opened: list[str] = []
+        self._begun: list[str] = []
         self._ended: list[Receipt] = []
         self._unpaid: dict[str, Receipt] = {}  # ended, with joules still to come
         self._wasteful: dict[str, Receipt] = {}  # of those, the ones with an attempt that bought nothing
@@ -180,12 +185,14 @@ class Book:
             uid = f"{int(now * 1000):012x}{os.urandom(8).hex()}"  # in order of time, as the ledger keeps them
             run = Run(uid, tenant, identity.run, identity.workflow, label, now, quiet_s, last=now, ended=now)
             self._runs[key] = run
+            self._begun.append(uid)
         run.in_flight += 1
         run.unsettled += 1
         run.last = now
         run.asked_to_close |= identity.final or identity.alone
         receipt = Receipt(request_id, run, identity, self._step_label(run.label, identity.step), path, received=now)
         self._receipts[request_id] = receipt
+        self._opened.append(request_id)
         self._touch(receipt)
         return receipt
 
@@ -249,12 +256,13 @@ class Book:
         saved: Saved = lambda _: None,
     ) -> Second:
         """Everything that changed since the last call, to be committed as one."""
+        for receipt in self._ended:
+            receipt.saved = _sum_saved(receipt, saved)
         settled = [receipt for receipt in self._unpaid.values() if _has_all(receipt, is_settled)]
         for receipt in settled:
             receipt.run.unsettled -= 1
         finals = self._close_runs(now)
         energy, deltas = self._take_energy(devices)
-        savings = [one for receipt in settled for one in _savings(receipt, saved)]
         changed = self._dirty.values()
         batch = Batch(
             runs=[run.record() for run in self._dirty_runs.values()],
@@ -265,18 +273,31 @@ class Book:
                 WindowRecord(device, second, devices[device].quality, *parts)
                 for (device, second), parts in self._windows.items()
             ],
-            savings=[record for _, _, record in savings],
             spent=[SpentRecord(tenant, hour, uj) for (tenant, hour), uj in self._spent.items()],
         )
         wasted = [one for receipt in self._wasteful.values() for one in _newly_wasted(receipt)]
-        ended, self._ended = self._ended, []
+        second = Second(
+            batch,
+            deltas,
+            wasted,
+            [(receipt.run.label, *receipt.saved) for receipt in self._ended if receipt.saved is not None],
+            tokens_by_label(self._ended),
+            self._opened,
+            self._begun,
+            {receipt.id: receipt.run for receipt in settled},
+            finals,
+        )
+        self._opened, self._begun, self._ended = [], [], []
         self._windows, self._dirty_runs, self._dirty, self._spent = {}, {}, {}, {}
         for receipt in settled:
             del self._receipts[receipt.id], self._unpaid[receipt.id]
             self._wasteful.pop(receipt.id, None)
-        return Second(
-            batch, deltas, wasted, [(label, quality, r.uj) for label, quality, r in savings], ended, settled, finals
-        )
+        return second
+
+    def renew(self) -> None:
+        """Hand everything that is open over again, whole: the ledger no longer has it."""
+        for receipt in self._receipts.values():
+            self._touch(receipt)
 
     def _touch(self, receipt: Receipt) -> None:
         self._dirty[receipt.id] = receipt
@@ -355,11 +376,12 @@ def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
             attempt.wasted_uj = attempt.uj
 
 
-def _savings(receipt: Receipt, saved: Saved) -> Iterable[tuple[str, Quality, SavingRecord]]:
-    for attempt in receipt.attempts:
-        if attempt.progress is not None and (found := saved(attempt.progress)) is not None:
-            quality, uj = found
-            yield receipt.run.label, quality, SavingRecord(receipt.id, attempt.n, quality._value_, uj)
+def _sum_saved(receipt: Receipt, saved: Saved) -> tuple[Quality, int] | None:
+    """What a request's attempts did not cost, as good as the worst of them is known."""
+    found = [one for attempt in receipt.attempts if attempt.progress and (one := saved(attempt.progress)) is not None]
+    if not found:
+        return None
+    return max((quality for quality, _ in found), key=list(Quality).index), sum(uj for _, uj in found)
 
 
 def tokens_by_label(receipts: Iterable[Receipt]) -> dict[tuple[str, str, str], tuple[int, int, int]]:

@@ -1,9 +1,10 @@
 """The plain records that energy accounting hands to the ledger and to the metrics, once a second, as one batch.
 
-Energies are integers of microjoules, times Unix seconds. Energy and window records are *deltas* to add; the others
-replace what the ledger holds under the same key. They are made and written thousands of times a second, so they are
-tuples in the order of their table's columns, with plain strings and integers that SQLite takes as they are (an
-enumeration's member costs an adapter's look-up, each).
+Energies are integers of microjoules, times Unix seconds, days those of UTC. Energy, window and day records, and a
+device's `counter_uj`, are *deltas* to add; the others replace what the ledger holds under the same key.
+
+They are made and written thousands of times a second, so they are tuples in the order of their table's columns, with
+plain strings and integers that SQLite takes as they are (an enumeration's member costs an adapter's look-up, each).
 """
 
 from dataclasses import dataclass, field
@@ -44,7 +45,7 @@ class Waste(StrEnum):
 def waste_of(attempt: str | None, request: str | None) -> Waste | None:
     """Why an attempt with this outcome, of a request with that one, was in vain; None while that is not known.
 
-    The ledger says the same in SQL (`schema.WASTE`).
+    The ledger says the same in SQL (`sums.WASTE`).
     """
     if attempt in (Outcome.FAILED, Outcome.ERROR):
         if request is None:
@@ -85,7 +86,8 @@ class RunRecord(NamedTuple):
 class RequestRecord(NamedTuple):
     """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames" or "none".
 
-    Up to `path`, and `received`, it never changes.
+    Up to `path`, and `received`, it never changes. `saved_uj` are microjoules that it did not cost, because the engine
+    found a part of its prompt in its cache; both are null where it found none, or nobody knows.
     """
 
     id: str
@@ -105,6 +107,8 @@ class RequestRecord(NamedTuple):
     cached_tokens: int | None
     output_tokens: int | None
     usage: str
+    saved_uj: int | None = None
+    saved_quality: str | None = None
 
 
 class AttemptRecord(NamedTuple):
@@ -135,23 +139,6 @@ class EnergyRecord(NamedTuple):
     high_uj: int
 
 
-class SavingRecord(NamedTuple):
-    """Microjoules that an attempt did not cost, because the engine found a part of its prompt in its cache."""
-
-    request_id: str
-    attempt: int
-    quality: str
-    uj: int
-
-
-class SpentRecord(NamedTuple):
-    """Settled microjoules of a tenant's requests in one hour (since 1970, UTC), to add."""
-
-    tenant: str
-    hour: int
-    uj: int
-
-
 class WindowRecord(NamedTuple):
     """What became of a device's joules in one second, to add: counter = workflow + idle + foreign + gap."""
 
@@ -164,16 +151,80 @@ class WindowRecord(NamedTuple):
     gap_uj: int
 
 
+class SpentRecord(NamedTuple):
+    """Settled microjoules of a tenant's requests in one hour (since 1970, UTC), to add."""
+
+    tenant: str
+    hour: int
+    uj: int
+
+
 class DeviceRecord(NamedTuple):
-    """A device and the last state of its books: what its counter has moved in all, and its last raw reading."""
+    """A device and where its books stand: what its counter has moved since the last record, to add, and the last raw
+    reading that is booked."""
 
     device: str
     component: str
     model: str
     quality: Quality  # of the counter itself
-    counter_uj: int  # everything booked so far; equals the windows' sum
+    counter_uj: int  # from the raw readings; what the windows of the same batch sum to, or the books are wrong
     raw_uj: int
     t: float
+
+
+class DayRuns(NamedTuple):
+    """Final runs of one day without a row each, to add."""
+
+    day: str  # YYYY-MM-DD, by when the run was opened
+    tenant: str
+    workflow: str
+    runs: int
+    duration_us: int
+
+
+class DayRequests(NamedTuple):
+    """Requests of one day without a row each, to add."""
+
+    day: str
+    tenant: str
+    workflow: str
+    step: str
+    outcome: str
+    saved_quality: str  # of what they saved; empty where that is nothing
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    saved_uj: int
+
+
+class DayEnergy(NamedTuple):
+    """Energy of one day without a row for each request, to add; `records` counts what it is the sum of."""
+
+    day: str
+    tenant: str
+    workflow: str
+    step: str
+    engine: str
+    component: str
+    quality: str
+    waste: str  # why it was in vain; empty where it was not, or nobody knows
+    records: int
+    uj: int
+    low_uj: int
+    high_uj: int
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """What is left of receipts that the ledger could not take: sums by day, so that no joule or token is missing."""
+
+    runs: list[DayRuns] = field(default_factory=list)
+    requests: list[DayRequests] = field(default_factory=list)
+    energy: list[DayEnergy] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return any((self.runs, self.requests, self.energy))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +237,9 @@ class Batch:
     energy: list[EnergyRecord] = field(default_factory=list)
     windows: list[WindowRecord] = field(default_factory=list)
     devices: list[DeviceRecord] = field(default_factory=list)
-    savings: list[SavingRecord] = field(default_factory=list)
+    dropped: Dropped = field(default_factory=Dropped)
     spent: list[SpentRecord] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         parts = (self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices)
-        return any((*parts, self.savings, self.spent))
+        return any((*parts, self.dropped, self.spent))

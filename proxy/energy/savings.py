@@ -2,7 +2,7 @@
 
     saved = cached prompt tokens · c_prompt · devices that share the work
 
-c_prompt is the engine's price of an uncached prompt token when the request is settled (`fit`, or the `prior`). The
+c_prompt is the engine's price of an uncached prompt token when the request has ended (`fit`, or the `prior`). The
 steps that a longer prefill would have taken are left out, so the true saving is somewhat larger.
 """
 

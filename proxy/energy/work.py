@@ -98,6 +98,11 @@ def work_in(
     start, end = progress.dispatched, progress.ended if progress.ended is not None else max(now, t1)
     prompt = progress.prompt_tokens if progress.prompt_tokens is not None else progress.prompt_guess
     first = first_token(progress, end, prices)
+    if t0 <= start and end <= t1 and progress.ended is not None and progress.output_tokens:
+        # All of it, as with most requests that are shorter than a window: nothing needs to be placed.
+        tokens = progress.output_tokens
+        prefill_s = max(0.0, min(first, end) - start)
+        return Work(prefill_s, end - start - prefill_s, progress.uncached, tokens, tokens * (prompt + tokens / 2))
     if not progress.visible:
         before = _guessed(progress, t0, first, end, prices, steps)
         after = _guessed(progress, t1, first, end, prices, steps)

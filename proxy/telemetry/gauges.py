@@ -21,7 +21,9 @@ class Gauges:
     engine_up: Mapping[str, bool] = field(default_factory=dict)
     breaker: Mapping[str, str] = field(default_factory=dict)  # engine -> its state
     budget_uj: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # (tenant, period): limit, spent
+    ledger_writable: bool = True
     ledger_backlog: int = 0  # batches not yet committed
+    ledger_waiting: int = 0  # requests in them
 
     def families(self) -> Iterator[GaugeMetricFamily]:
         power = GaugeMetricFamily(
@@ -69,6 +71,12 @@ class Gauges:
             spent.add_metric(key, spent_uj / 1e6)
         yield limit
         yield spent
+        yield GaugeMetricFamily(
+            "joulegate_ledger_writable", "0 while the ledger cannot be written.", value=int(self.ledger_writable)
+        )
+        yield GaugeMetricFamily(
+            "joulegate_ledger_waiting_requests", "Requests in batches that wait.", value=self.ledger_waiting
+        )
         yield GaugeMetricFamily(
             "joulegate_ledger_backlog", "Batches that the ledger has not yet committed.", value=self.ledger_backlog
         )

@@ -5,7 +5,7 @@ Energy moves with the ledger: `apply` is called once for each batch that the led
 
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, GCCollector, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, InfoMetricFamily
@@ -28,8 +28,7 @@ ITL_S = (0.001, 0.002, 0.004, 0.007, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 
 WAIT_S = (0.001, 0.005, 0.01, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120, 300)
 
 
-@dataclass(frozen=True, slots=True)
-class EnergyDelta:
+class EnergyDelta(NamedTuple):
     """Settled microjoules to add for one attempt on one component; workflow and step are admitted labels."""
 
     tenant: str
@@ -98,6 +97,13 @@ class Metrics(Collector):
             ("tenant", "workflow", "engine", "model", "code", "outcome"),
         )
         self.ignored_ids = Totals("joulegate_ignored_ids", "Ids of other tools that could not be ids.", ())
+        self.dropped_receipts = Totals(
+            "joulegate_ledger_dropped_requests", "Requests that the ledger keeps as sums alone, for want of room.", ()
+        )
+        self.dropped_energy = Totals(
+            "joulegate_ledger_dropped_joules", "Their joules, which are in the totals all the same.", (), per_unit=10**6
+        )
+        self.dropped(0, 0)
         self._born: set[tuple[str, str, str, str]] = set()
         self.run_energy = Histogram("joulegate_run_energy_joules", "Joules of a finished run.", ("workflow",), ENERGY_J)
         self.run_duration = Histogram(
@@ -112,6 +118,7 @@ class Metrics(Collector):
         self._tables: tuple[Totals | Histogram, ...] = (
             *(self.energy, self.devices, self.waste, self.savings),
             *(self.tokens_by_kind, self.requests, self.ignored_ids, self.budgets),
+            *(self.dropped_receipts, self.dropped_energy),
             *(self.run_energy, self.run_duration, self.request_duration),
             *(self.ttft_seconds, self.itl_seconds, self.wait_seconds),
         )
@@ -161,6 +168,11 @@ class Metrics(Collector):
     def ids_ignored(self, count: int) -> None:
         """Ids in other tools' headers that could not be ids."""
         self.ignored_ids.add((), count)
+
+    def dropped(self, requests: int, uj: int) -> None:
+        """Receipts that had to be let go before the ledger had them."""
+        self.dropped_receipts.add((), requests)
+        self.dropped_energy.add((), uj)
 
     def wasted(self, workflow: str, reason: str, uj: int) -> None:
         """Joules of an attempt that were counted before it was known that they bought nothing."""

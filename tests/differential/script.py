@@ -112,11 +112,15 @@ ANSWERS = [
     one("text, streamed with usage in every frame", text(ids(7, 10), **CONTINUOUS)),
     one("text, streamed, two prompts", text([ids(8, 10), ids(9, 20)], **USAGE)),
     one("text, echo", text(ids(10, 10), echo=True)),
+    one("text, echo, streamed", text(ids(15, 10), echo=True, stream=True)),
+    one("text, truncated", text(ids(16, 100), truncate_prompt_tokens=40)),
+    one("text, no limit but the context", text(ids(17, MAX_MODEL_LEN - 5), max_tokens=None)),
     one("text, default length", Request(TEXT, {"model": MODEL, "prompt": ids(11, 10), "ignore_eos": True})),
     one("text, fills the context", text(ids(12, MAX_MODEL_LEN - 8), max_tokens=8)),
     one("text, token ids returned", text(ids(13, 10), return_token_ids=True), not_emulated=True),
     one("tokenize words", Request("/tokenize", {"model": MODEL, "prompt": "How many joules"})),
     one("tokenize a chat", Request("/tokenize", {"model": MODEL, "messages": [{"role": "user", "content": "a"}]})),
+    one("detokenize nothing", Request("/detokenize", {"model": MODEL, "tokens": []})),
     one("detokenize", Request("/detokenize", {"model": MODEL, "tokens": ids(14, 5)})),
 ]
 
@@ -136,6 +140,8 @@ REFUSALS = [
     one("no prompt", Request(TEXT, {"model": MODEL, "max_tokens": 1})),
     one("empty prompt", text("")),
     one("empty prompt of ids", text([])),
+    one("one prompt of no ids", text([[]])),
+    one("one prompt of no ids, streamed", text([[]], stream=True)),
     one("an id outside the vocabulary", text([2**40])),
     one("an id outside the vocabulary, streamed", text([2**40], stream=True)),
     one("empty prompt of ids, streamed", text([], stream=True)),
@@ -162,6 +168,8 @@ REFUSALS = [
     one("more tokens than the context", chat(max_tokens=MAX_MODEL_LEN + 1)),
     one("presence penalty", chat(presence_penalty=3)),
     one("stream options without a stream", chat(stream_options={"include_usage": True})),
+    one("suffix", text(ids(28, 5), suffix="end")),
+    one("a seed too large", chat(seed=2**64)),
     one("stream of words", chat(stream="maybe")),
     one("min_tokens over max_tokens", chat(min_tokens=9, max_tokens=4)),
     one("empty cache salt", chat(cache_salt="")),
@@ -193,12 +201,21 @@ def held(seed: int) -> Request:
     return Request(TEXT, text(ids(seed, 16), max_tokens=1900, stream=True).body, held=True)
 
 
+def header(seed: int, priority: str) -> Request:
+    return Request(TEXT, text(ids(seed, 16)).body, headers={"x-vllm-priority": priority})
+
+
 # With one sequence at a time, at most four requests, and priority scheduling.
 QUEUED = [
     Script("in the order of arrival", [held(70), *(text(ids(70 + n, 16)) for n in (1, 2, 3))], sent="pile up"),
     Script(
         "in the order of priority",
         [held(80), *(text(ids(80 + n, 16), priority=priority) for n, priority in enumerate((5, 1, 3), 1))],
+        sent="pile up",
+    ),
+    Script(
+        "in the order of the headers' priority",
+        [held(85), *(header(85 + n, priority) for n, priority in enumerate(("5", "1", "3"), 1))],
         sent="pile up",
     ),
     Script(

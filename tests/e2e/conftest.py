@@ -14,9 +14,17 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))  # the tests here share `stage`; the folder is no package (see the conftest above)
 
 from live import LiveEngine, configured  # noqa: E402
-from stage import Engine, Gateway, running  # noqa: E402
+from stage import EMULATED, Engine, Gateway, running  # noqa: E402
 
 MakeGateway = Callable[..., Gateway]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if EMULATED:
+        skip = pytest.mark.skip(reason="needs the engine that can be scripted")
+        for item in items:
+            if item.get_closest_marker("scripted"):
+                item.add_marker(skip)
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
+import pytest
 import yaml
 from openai import OpenAI
 from prometheus_client.parser import text_string_to_metric_families
@@ -38,23 +39,43 @@ def until(probe: Callable[[], T | None], within_s: float = 30.0, every_s: float 
         time.sleep(every_s)
 
 
+# With E2E_ENGINE=emulated the engines of the tests are emulated ones; a test that must script its engine, or look into
+# it, is then skipped (`make test-emulated`).
+EMULATED = os.environ.get("E2E_ENGINE") == "emulated"
+
+
 class Engine:
     """A stub engine in its own process; `url` has no `/v1`."""
 
     def __init__(self, model: str, step_ms: float, port: int = 0) -> None:
         self.model = model
         command = [sys.executable, str(HERE / "stub_engine.py"), model, str(step_ms), str(port)]
+        if EMULATED:
+            port = port or free_port()
+            command = [sys.executable, "-m", "joulegate", "emulate", "--served-model-name", model]
+            command += ["--gpu", "a100-40g", "--model", "llama-2-7b", "--port", str(port), "--zeusd-port", "0"]
         self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout
-        self.url = f"http://127.0.0.1:{self._process.stdout.readline().strip()}"
+        if not EMULATED:
+            port = int(self._process.stdout.readline())
+        self.url = f"http://127.0.0.1:{port}"
         self._http = httpx.Client(base_url=self.url, timeout=10)
+        if EMULATED:
+            until(self._listens)
+
+    def _listens(self) -> bool:
+        with suppress(httpx.TransportError):
+            return self._http.get("/health").is_success
+        return False
 
     def script(self, **how: Any) -> None:
         """How every request without a script of its own is served from now on (see `stub_engine.Script`)."""
+        scripted()
         self._http.post("/stub", json=how).raise_for_status()
 
     def log(self, **headers: str) -> list[dict[str, Any]]:
         """The requests that arrived, in their order; those with these headers alone (`_` for `-` in a name)."""
+        scripted()
         wanted = {name.replace("_", "-"): value for name, value in headers.items()}
         log = self._http.get("/stub").json()
         return [served for served in log if wanted.items() <= served["headers"].items()]
@@ -70,6 +91,17 @@ class Engine:
     def close(self) -> None:
         self._http.close()
         self.kill()
+
+
+def scripted() -> None:
+    """Skip the test where engines are emulated: it needs one that does as it is told."""
+    if EMULATED:
+        pytest.skip("needs the engine that can be scripted")
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
 
 
 class Gateway:

@@ -15,6 +15,8 @@ import pytest
 from openai import OpenAI, RateLimitError
 from stage import Engine, Gateway, joulegate, running, uj, until
 
+pytestmark = pytest.mark.scripted  # the engine's pace is part of each story
+
 GPU = "local/gpu:0"
 WITHIN_S = 2.0
 AGENT = {"x-workflow-id": "agent-1", "x-workflow-name": "agent"}

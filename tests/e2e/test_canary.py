@@ -96,6 +96,7 @@ def leave_midway(gateway: Gateway, body: str) -> None:
         next(reply.iter_bytes())
 
 
+@pytest.mark.scripted
 def test_a_fault_of_our_own_is_logged_without_what_it_stumbled_over(tmp_path: Path) -> None:
     """The last resort: whatever an exception says, only its kind and place are written down."""
     mark = uuid4().hex

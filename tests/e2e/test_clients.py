@@ -93,6 +93,7 @@ async def client(request: pytest.FixtureRequest, gateway: Gateway, run: str) -> 
 # openai -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.scripted
 async def test_chat_whole_and_streamed(client: Any, gateway: Gateway, run: str) -> None:
     create = client.chat.completions.create
     whole = await got(create(**CHAT, max_completion_tokens=3))
@@ -108,6 +109,7 @@ async def test_chat_whole_and_streamed(client: Any, gateway: Gateway, run: str) 
     assert books(gateway, run) == [("ok", 5, 3), ("ok", 5, 4), ("ok", 5, 5)]
 
 
+@pytest.mark.scripted
 async def test_tools(client: Any, gateway: Gateway, run: str) -> None:
     create = client.chat.completions.create
     whole = await got(create(**CHAT, tools=TOOLS))
@@ -134,6 +136,7 @@ async def test_tools(client: Any, gateway: Gateway, run: str) -> None:
     assert books(gateway, run) == [*counted(whole, whole), ("ok", 7, 2)]
 
 
+@pytest.mark.scripted
 async def test_structured_output(client: Any, gateway: Gateway, run: str) -> None:
     parsed = await got(client.chat.completions.parse(**CHAT, response_format=City))
     city = parsed.choices[0].message.parsed
@@ -151,6 +154,7 @@ async def test_structured_output(client: Any, gateway: Gateway, run: str) -> Non
     assert books(gateway, run) == [("ok", 5, tokens), ("ok", 5, tokens), ("ok", 2, tokens)] and tokens > 8
 
 
+@pytest.mark.scripted
 async def test_responses(client: Any, gateway: Gateway, run: str) -> None:
     create = client.responses.create
     asked: dict[str, Any] = {"model": "stub-7b", "input": "one two", "max_output_tokens": 16}
@@ -163,6 +167,7 @@ async def test_responses(client: Any, gateway: Gateway, run: str) -> None:
     assert books(gateway, run) == [("ok", 2, 16), ("ok", 2, 16)]
 
 
+@pytest.mark.scripted
 async def test_responses_with_function_calls(client: Any, gateway: Gateway, run: str) -> None:
     create = client.responses.create
     tools: Any = [{"type": "function", **function} for function in FUNCTIONS]
@@ -184,6 +189,7 @@ async def test_responses_with_function_calls(client: Any, gateway: Gateway, run:
     assert books(gateway, run) == [("ok", *tokens) for tokens in answers]
 
 
+@pytest.mark.scripted
 async def test_completions_embeddings_and_models(client: Any, gateway: Gateway, run: str) -> None:
     complete = client.completions.create
     whole = await got(complete(model="stub-7b", prompt="one two three", max_tokens=3))
@@ -204,6 +210,7 @@ async def test_completions_embeddings_and_models(client: Any, gateway: Gateway, 
     assert books(gateway, run) == [("ok", 3, 3), ("ok", 2, 4), ("ok", 3, 0), ("ok", 3, 0)]
 
 
+@pytest.mark.scripted
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 async def test_errors_are_the_clients_own(client: Any, gateway: Gateway, run: str, stream: bool) -> None:
     create = client.chat.completions.create
@@ -220,6 +227,7 @@ async def test_errors_are_the_clients_own(client: Any, gateway: Gateway, run: st
     assert ended == ["refused", "error"] + ["failed"] * stream
 
 
+@pytest.mark.scripted
 async def test_who_leaves_ends_the_work(client: Any, gateway: Gateway, engine: Engine, run: str) -> None:
     create = client.chat.completions.create
 
@@ -245,6 +253,7 @@ async def test_who_leaves_ends_the_work(client: Any, gateway: Gateway, engine: E
 # langchain-openai ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.scripted
 async def test_langchain(gateway: Gateway, run: str) -> None:
     address: Any = {"base_url": f"{gateway.url}/v1", "api_key": SecretStr("none"), "max_retries": 0}
     headers = {"x-workflow-id": run}
@@ -306,6 +315,7 @@ def curl(locked: Gateway, run: str) -> Callable[..., tuple[int, str]]:
     return ask
 
 
+@pytest.mark.scripted
 def test_curl(curl: Callable[..., tuple[int, str]], locked: Gateway, run: str) -> None:
     status, text = curl("/v1/models")
     assert status == 200 and [entry["id"] for entry in json.loads(text)["data"]] == ["stub-7b"]
@@ -329,6 +339,7 @@ def test_curl(curl: Callable[..., tuple[int, str]], locked: Gateway, run: str) -
     assert books(locked, run) == [("ok", 5, 3), ("ok", 5, 4), ("ok", 600_000, 2)], "and a stranger's call is no work"
 
 
+@pytest.mark.scripted
 def test_curl_that_is_interrupted(locked: Gateway, engine: Engine, run: str) -> None:
     headers = ["-H", "authorization: Bearer sk-acme", "-H", f"x-workflow-id: {run}"]
     body = json.dumps(CHAT | {"max_tokens": 100_000, "stream": True})

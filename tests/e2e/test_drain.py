@@ -79,6 +79,7 @@ def outcomes(gateway: Gateway) -> dict[str, int]:
     return dict(rows)
 
 
+@pytest.mark.scripted
 def test_a_restart_under_two_hundred_streams_loses_none(engine: Engine, tmp_path: Path) -> None:
     """The next gateway listens as soon as the first no longer does, and begins once that one's books are closed."""
     port, ledger = free_port(), {"path": str(tmp_path / "ledger.sqlite")}
@@ -100,6 +101,7 @@ def test_a_restart_under_two_hundred_streams_loses_none(engine: Engine, tmp_path
         assert outcomes(old) == {"ok": STREAMS + 1}
 
 
+@pytest.mark.scripted
 def test_with_a_socket_that_is_handed_over_nobody_is_refused(engine: Engine, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=512) as listener:
         config = before(engine, ledger={"path": str(tmp_path / "ledger.sqlite")})
@@ -114,6 +116,7 @@ def test_with_a_socket_that_is_handed_over_nobody_is_refused(engine: Engine, tmp
             old.stop()
 
 
+@pytest.mark.scripted
 def test_queued_requests_are_served_before_the_end(make_gateway: Callable[..., Gateway], engine: Engine) -> None:
     gateway = make_gateway(before(engine, limits={"in_flight": 1}))
     crowd = Crowd(gateway.url, 4, tokens=8)
@@ -132,6 +135,7 @@ def test_it_says_first_that_it_is_about_to_go(make_gateway: Callable[..., Gatewa
     gateway.stop()
 
 
+@pytest.mark.scripted
 @pytest.mark.parametrize("how", ["twice", "too long"])
 def test_who_is_not_waited_for_is_told_and_booked(
     make_gateway: Callable[..., Gateway], engine: Engine, how: str

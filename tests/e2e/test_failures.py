@@ -149,6 +149,7 @@ def test_an_answer_that_breaks_is_a_bad_gateway(alone: Gateway, one_engine: Engi
     assert alone.request(reply)["outcome"] == "failed"
 
 
+@pytest.mark.scripted
 def test_what_takes_too_long_or_is_too_much_is_refused(
     make_gateway: Callable[..., Gateway], one_engine: Engine
 ) -> None:
@@ -241,6 +242,7 @@ def test_the_books_balance_after_all_this(metered: tuple[Gateway, Gateway]) -> N
         assert residual_uj(books) == 0 and books["gap_j"] == 0
 
 
+@pytest.mark.scripted
 def test_what_was_given_up_was_not_foreign_work(metered: tuple[Gateway, Gateway]) -> None:
     """All that these engines did, they did for this gateway's clients."""
     assert [gateway.balance()[GPU]["foreign_j"] for gateway in metered] == [0, 0]

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 import httpx
+import pytest
 from stage import Engine, Gateway, chat_body, residual_uj, running, until
 
 ROUNDS = int(os.environ.get("JOULEGATE_SOAK_ROUNDS", "2"))
@@ -37,6 +38,7 @@ async def streams_under_a_kill(gateway: Gateway, engine: Engine) -> list[str]:
         return await asyncio.gather(*streams)
 
 
+@pytest.mark.scripted
 def test_an_engine_killed_under_fifty_streams(nvml_library: Path, nvml_play: ModuleType, tmp_path: Path) -> None:
     play = nvml_play.NvmlPlay(nvml_library, tmp_path / "nvml.state")
     play.set_power_w(0, 300)

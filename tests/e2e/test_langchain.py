@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+import pytest
 from langchain_openai import ChatOpenAI
 from openai import AsyncOpenAI
 from pydantic import SecretStr
@@ -13,6 +14,7 @@ import joulegate
 MESSAGES: Any = chat_body()["messages"]
 
 
+@pytest.mark.scripted
 async def test_two_runs_through_one_shared_chat_model(gateway: Gateway) -> None:
     llm = ChatOpenAI(model="stub-7b", base_url=f"{gateway.url}/v1", api_key=SecretStr("none"), max_retries=0)
     both_are_in = asyncio.Barrier(2)

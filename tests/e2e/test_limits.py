@@ -91,6 +91,7 @@ def test_a_head_that_takes_too_long(make_gateway: Callable[..., Gateway], engine
     assert gateway.http.post("/v1/chat/completions", json=slow_body).text.endswith("data: [DONE]\n\n")
 
 
+@pytest.mark.scripted
 @pytest.mark.parametrize("stream", [True, False])
 def test_json_that_is_nested_too_deep(gateway: Gateway, stream: bool) -> None:
     for depth, status in ((62, 200), (63, 400), (300, 400), (1100, 400)):

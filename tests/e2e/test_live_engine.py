@@ -6,7 +6,6 @@ tests hold for the emulator (in `make test`) and for real vLLM (in `make test-vl
 
 import asyncio
 import json
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -133,17 +132,16 @@ def test_tools_that_the_engine_cannot_call_are_its_own_error(gateway: Gateway, c
 # What the engine says comes unchanged ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"temperature": -1}, {"max_tokens": -1}, {"prompt": [1000] * 3000}, {"prompt": []}, {"n": 0}, {"top_p": 7}],
-    ids=lambda wrong: next(iter(wrong)),
-)
-def test_its_errors(gateway: Gateway, live_engine: LiveEngine, wrong: dict[str, Any]) -> None:
-    body = raw(live_engine, 4, **wrong)
-    direct = httpx.post(f"{live_engine.url}/v1/completions", json=body)
-    reply = gateway.http.post("/v1/completions", json=body)
-    assert direct.status_code == 400 and (reply.status_code, reply.content) == (400, direct.content)
-    assert gateway.request(reply)["outcome"] == "error"
+def test_its_errors(gateway: Gateway, live_engine: LiveEngine) -> None:
+    wrong: list[dict[str, Any]] = [{"temperature": -1}, {"max_tokens": -1}, {"n": 0}, {"top_p": 7}]
+    wrong += [{"prompt": []}, {"prompt": [1000] * 3000}, {"prompt": [1000] * 3000, "stream": True}]
+    replies: list[httpx.Response] = []
+    for more in wrong:
+        body = raw(live_engine, 4, **more)
+        direct = httpx.post(f"{live_engine.url}/v1/completions", json=body)
+        replies.append(gateway.http.post("/v1/completions", json=body))
+        assert direct.status_code == 400 and (replies[-1].status_code, replies[-1].content) == (400, direct.content)
+    assert {gateway.request(reply)["outcome"] for reply in replies} == {"error"}
 
 
 @pytest.mark.parametrize("path", ["chat", "completions"])
@@ -195,8 +193,9 @@ def test_it_is_asked_for_tokens_past_the_gateway_and_through_it(gateway: Gateway
 def test_who_leaves_in_the_middle_frees_the_engine(gateway: Gateway, live_engine: LiveEngine, run: str) -> None:
     body = raw(live_engine, 1900, stream=True)
     with gateway.http.stream("POST", "/v1/completions", json=body, headers={"x-workflow-id": run}) as reply:
-        seen = sum(1 for _, line in zip(range(12), reply.iter_lines(), strict=False) if line.startswith("data: "))
-        assert live_engine.present() == 1 and seen == 6
+        lines = reply.iter_lines()
+        assert [next(lines)[:6] for _ in range(12)] == ["data: ", ""] * 6
+        until(lambda: live_engine.present() == 1)
     until(live_engine.idle)
     (request,) = gateway.run(run)["requests"]
     assert request["outcome"] == "cancelled" and 0 < request["output_tokens"] < 1900 and request["joules"] > 0
@@ -286,11 +285,10 @@ def test_what_runs_is_finished_before_the_gateway_ends(
     for thread in threads:
         thread.start()
     until(lambda: live_engine.present() == 4)
-    gateway.process.send_signal(signal.SIGTERM)
     gateway.stop()
     for thread in threads:
         thread.join()
-    assert [text.endswith("data: [DONE]\n\n") and "error" not in text for text in texts] == [True] * 4
+    assert not [text[-400:] for text in texts if not text.endswith("data: [DONE]\n\n") or '"error"' in text]
 
 
 def test_the_gate_keeps_a_crowd_from_a_full_engine(gateway: Gateway, live_engine: LiveEngine, run: str) -> None:
@@ -304,7 +302,7 @@ def test_the_gate_keeps_a_crowd_from_a_full_engine(gateway: Gateway, live_engine
                 range(40),
             )
         )
-    assert {reply.status_code for reply in replies} == {200} and not [r for r in replies if "error" in r.text]
+    assert {reply.status_code for reply in replies} == {200} and not [r for r in replies if '"error"' in r.text]
     assert live_engine.metric("vllm:admission_rejections_total") == refused
     assert counts(gateway.run(run)) == [("ok", 20, 4)] * 40
 
@@ -324,7 +322,7 @@ def test_what_a_full_engine_refuses_is_served_by_another(
         bodies = [raw(live_engine, 8, stream=n % 3 > 0, prompt="how many") for n in range(12)]
         replies = list(pool.map(lambda body: gateway.http.post("/v1/completions", json=body), bodies))
     assert {reply.status_code for reply in replies} == {200}
-    assert not [reply.text for reply in replies if "error" in reply.text]
+    assert not [reply.text for reply in replies if '"error"' in reply.text]
     figures = [gateway.request(reply) for reply in replies]
     assert {each["outcome"] for each in figures} == {"ok"}
     retried = [each for each in figures if each["attempts"] == 2]

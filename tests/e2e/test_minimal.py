@@ -31,6 +31,7 @@ def test_it_says_in_one_line_what_it_measures_and_how_well(gateway: Gateway) -> 
     assert others and not [line for line in others if "estimated" in line]
 
 
+@pytest.mark.scripted
 def test_chat(gateway: Gateway, engine: Engine) -> None:
     reply = gateway.chat(max_tokens=5)
     answer = reply.json()
@@ -49,6 +50,7 @@ def test_chat(gateway: Gateway, engine: Engine) -> None:
     assert (figures["engine"], figures["model"], figures["outcome"]) == ("e1", "stub-7b", "ok")
 
 
+@pytest.mark.scripted
 def test_a_streamed_chat_has_the_engines_bytes_without_the_usage_that_we_asked_for(
     gateway: Gateway, engine: Engine
 ) -> None:
@@ -72,11 +74,13 @@ def test_a_client_that_asks_for_usage_gets_it(gateway: Gateway, engine: Engine) 
     )
 
 
+@pytest.mark.scripted
 def test_an_engine_without_usage_is_counted_by_frames(gateway: Gateway) -> None:
     figures = gateway.request(gateway.chat(max_tokens=6, stream=True, stub={"usage": False}))
     assert (figures["prompt_tokens"], figures["output_tokens"], figures["usage"]) == (None, 6, "frames")
 
 
+@pytest.mark.scripted
 def test_chat_with_the_openai_client(gateway: Gateway) -> None:
     with gateway.openai() as client:
         messages: Any = chat_body()["messages"]
@@ -86,6 +90,7 @@ def test_chat_with_the_openai_client(gateway: Gateway) -> None:
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "joule " * 3
 
 
+@pytest.mark.scripted
 def test_completions_with_the_openai_client(gateway: Gateway) -> None:
     with gateway.openai() as client:
         whole = client.completions.create(model="stub-7b", prompt="one two three", max_tokens=3)
@@ -94,6 +99,7 @@ def test_completions_with_the_openai_client(gateway: Gateway) -> None:
         assert "".join(chunk.choices[0].text for chunk in stream) == "joule " * 3
 
 
+@pytest.mark.scripted
 def test_responses_with_the_openai_client(gateway: Gateway, engine: Engine) -> None:
     with gateway.openai() as client:
         whole = client.responses.with_raw_response.create(model="stub-7b", input="one two", max_output_tokens=16)
@@ -113,6 +119,7 @@ def test_responses_with_the_openai_client(gateway: Gateway, engine: Engine) -> N
     assert (figures["prompt_tokens"], figures["output_tokens"], figures["usage"]) == (2, 16, "engine")
 
 
+@pytest.mark.scripted
 def test_embeddings_with_the_openai_client(gateway: Gateway) -> None:
     with gateway.openai() as client:
         reply = client.embeddings.with_raw_response.create(model="stub-7b", input="one two three four")
@@ -121,6 +128,7 @@ def test_embeddings_with_the_openai_client(gateway: Gateway) -> None:
     assert (figures["prompt_tokens"], figures["output_tokens"]) == (4, 0)
 
 
+@pytest.mark.scripted
 def test_models_are_those_of_all_engines(gateway: Gateway) -> None:
     def listed() -> bool:
         return [m["id"] for m in gateway.get("/v1/models")["data"]] == ["stub-3b", "stub-7b"]
@@ -130,12 +138,14 @@ def test_models_are_those_of_all_engines(gateway: Gateway) -> None:
         assert client.models.retrieve("stub-3b").owned_by == "stub"
 
 
+@pytest.mark.scripted
 def test_a_request_goes_to_the_engine_that_serves_its_model(gateway: Gateway, second_engine: Engine) -> None:
     test_models_are_those_of_all_engines(gateway)
     reply = gateway.chat(model="stub-3b", max_tokens=2)
     assert upstream(second_engine, reply)["tokens"] == 2
 
 
+@pytest.mark.scripted
 def test_tokenize_is_forwarded_and_costs_nothing(gateway: Gateway) -> None:
     reply = gateway.http.post("/tokenize", json={"model": "stub-7b", "prompt": "one two three"})
     assert reply.json() == {"count": 3, "tokens": [0, 1, 2]}
@@ -143,6 +153,7 @@ def test_tokenize_is_forwarded_and_costs_nothing(gateway: Gateway) -> None:
     assert found.status_code == 404
 
 
+@pytest.mark.scripted
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_engines_error_passes_through_unchanged(gateway: Gateway, stream: bool) -> None:
     reply = gateway.chat(stream=stream, stub={"refuse": 422})
@@ -151,6 +162,7 @@ def test_an_engines_error_passes_through_unchanged(gateway: Gateway, stream: boo
     assert gateway.request(reply)["outcome"] == "error"
 
 
+@pytest.mark.scripted
 def test_the_last_engines_refusal_passes_through_too(gateway: Gateway) -> None:
     test_models_are_those_of_all_engines(gateway)
     reply = gateway.chat(stub={"refuse": 503})

@@ -16,6 +16,7 @@ def check(energy: dict[str, Any], request_id: str) -> None:
     assert energy["request_id"] == request_id
 
 
+@pytest.mark.scripted
 def test_a_whole_reply_carries_it(gateway: Gateway) -> None:
     reply = gateway.chat(ASK, max_tokens=100)
     answer = reply.json()
@@ -38,6 +39,7 @@ def test_a_stream_carries_it_as_a_comment_before_its_end(gateway: Gateway, optio
     assert ('"choices":[]' in frames[-1]) == bool(options)
 
 
+@pytest.mark.scripted
 def test_a_stream_of_responses_carries_it_at_its_end(gateway: Gateway) -> None:
     body = {"model": "stub-7b", "input": "one", "max_output_tokens": 4, "stream": True}
     reply = gateway.http.post("/v1/responses", json=body, headers=ASK)
@@ -46,6 +48,7 @@ def test_a_stream_of_responses_carries_it_at_its_end(gateway: Gateway) -> None:
     check(json.loads(comment.removeprefix(": energy ")), reply.headers["x-joulegate-request-id"])
 
 
+@pytest.mark.scripted
 def test_clients_do_not_stumble_over_it(gateway: Gateway) -> None:
     messages: Any = chat_body()["messages"]
     with gateway.openai() as client:
@@ -61,6 +64,7 @@ def test_nobody_else_gets_it(gateway: Gateway) -> None:
     assert ": energy" not in gateway.chat(max_tokens=4, stream=True).text
 
 
+@pytest.mark.scripted
 def test_an_error_is_left_as_it_is(gateway: Gateway) -> None:
     reply = gateway.chat(ASK, stub={"refuse": 422})
     assert reply.status_code == 422 and reply.json().keys() == {"error"}

@@ -67,6 +67,7 @@ def engine() -> Iterator[Engine]:
     engine.close()
 
 
+@pytest.mark.scripted
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
 def test_no_first_byte_in_time(make_gateway: Callable[..., Gateway], engine: Engine, stream: bool) -> None:
     gateway = make_gateway(before(engine, limits={"first_byte_seconds": 0.2}))
@@ -77,6 +78,7 @@ def test_no_first_byte_in_time(make_gateway: Callable[..., Gateway], engine: Eng
     until(gateway.idle)
 
 
+@pytest.mark.scripted
 def test_silence_within_a_stream(make_gateway: Callable[..., Gateway], engine: Engine) -> None:
     gateway = make_gateway(before(engine, limits={"idle_seconds": 0.2}))
     reply = gateway.chat({"x-workflow-id": "stalled"}, stream=True, stub={"stall_after": 3})
@@ -86,6 +88,7 @@ def test_silence_within_a_stream(make_gateway: Callable[..., Gateway], engine: E
     until(gateway.idle)
 
 
+@pytest.mark.scripted
 def test_a_request_has_so_much_time_in_all(make_gateway: Callable[..., Gateway], engine: Engine) -> None:
     gateway = make_gateway(before(engine, limits={"total_seconds": 0.5, "in_flight": 1}))
     reply = gateway.chat({"x-workflow-id": "long"}, stream=True, max_tokens=100_000)
@@ -99,6 +102,7 @@ def test_a_request_has_so_much_time_in_all(make_gateway: Callable[..., Gateway],
     assert states(gateway) == [(True, "closed")], "the engine is not to blame"
 
 
+@pytest.mark.scripted
 def test_waiting_in_the_queue_ends_too(make_gateway: Callable[..., Gateway], engine: Engine) -> None:
     gateway = make_gateway(before(engine, limits={"queue_seconds": 0.2, "in_flight": 1}))
     with gateway.http.stream("POST", "/v1/chat/completions", json=chat_body(stream=True, max_tokens=100_000)):
@@ -185,6 +189,7 @@ def retrying(retrying_engines: list[Engine], tmp_path_factory: pytest.TempPathFa
 # Breakers -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.scripted
 def test_an_engine_that_keeps_failing_is_taken_out_and_comes_back(make_gateway: Callable[..., Gateway]) -> None:
     engine = Engine("stub-7b", step_ms=5)
     try:

@@ -5,6 +5,7 @@ import threading
 from typing import Any
 
 import httpx
+import pytest
 from stage import Engine, Gateway, chat_body, residual_uj, running, uj, until
 
 from proxy.energy.ledger_reader import LedgerReader
@@ -61,6 +62,7 @@ def test_kill_9_under_load(nvml: Any, make_engine: Any, tmp_path: Any) -> None:
     assert told["residual_j"] == 0 and uj(told["counter_j"]) == shown - before_uj
 
 
+@pytest.mark.scripted
 def test_what_a_killed_gateway_had_in_flight_is_orphaned(nvml: Any, make_engine: Any, tmp_path: Any) -> None:
     nvml.set_power_w(0, 300)
     engines = [{"name": "e1", "kind": "vllm", "url": make_engine().url, "devices": [GPU]}]
@@ -82,6 +84,7 @@ def test_what_a_killed_gateway_had_in_flight_is_orphaned(nvml: Any, make_engine:
         assert uj(wasted) == uj(row["joules"])
 
 
+@pytest.mark.scripted
 def test_a_stop_lets_requests_finish_and_closes_the_books(engine: Engine, make_gateway: Any) -> None:
     gateway: Gateway = make_gateway({"engines": [{"name": "e1", "kind": "openai", "url": engine.url}]})
     body = chat_body(max_tokens=200, stream=True)

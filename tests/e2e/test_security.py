@@ -85,6 +85,7 @@ def test_a_key_of_few_models(guarded: Gateway, second_engine: Engine) -> None:
             assert code(reply) == (403, "model_not_allowed") and "stub-7b" not in reply.text.replace("'stub-7b'", "")
 
 
+@pytest.mark.scripted
 def test_a_model_named_twice_gets_round_nothing(guarded: Gateway, second_engine: Engine) -> None:
     twice = b'{"model": "stub-7b", "prompt": "x", "max_tokens": 1, "model": "stub-3b"}'
     reply = guarded.http.post("/v1/completions", content=twice, headers={**LAB, "x-request-id": "twice"})
@@ -168,6 +169,7 @@ def test_requests_a_minute(rationed: Callable[..., Gateway]) -> None:
         gateway.openai("sk-acme").completions.create(model="stub-7b", prompt="x")
 
 
+@pytest.mark.scripted
 @pytest.mark.parametrize("stream", [False, True])
 def test_tokens_a_minute(rationed: Callable[..., Gateway], stream: bool) -> None:
     gateway = rationed(tokens_per_minute=60)
@@ -178,6 +180,7 @@ def test_tokens_a_minute(rationed: Callable[..., Gateway], stream: bool) -> None
     assert 25 <= int(reply.headers["retry-after"]) <= 31, "50 + 40 of 60 tokens leave a debt of 30"
 
 
+@pytest.mark.scripted
 def test_slots_come_back_whatever_becomes_of_a_request(rationed: Callable[..., Gateway]) -> None:
     gateway = rationed(in_flight=1)
     with gateway.http.stream("POST", "/v1/chat/completions", json=stalled(), headers=ACME) as reply:

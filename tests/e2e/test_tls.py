@@ -35,6 +35,7 @@ def ca(authority: trustme.CA, tmp_path: Path) -> str:
     return str(tmp_path / "ca.pem")
 
 
+@pytest.mark.scripted
 def test_the_listener_speaks_tls(tmp_path: Path, engine: Engine, certificate: dict[str, str], ca: str) -> None:
     engines = [{"name": "e1", "kind": "openai", "url": engine.url}]
     gateway = Gateway({"engines": engines, "listen": {"port": 0, "tls": certificate}}, tmp_path)

@@ -124,7 +124,7 @@ def test_the_example_shows_every_key(model: type[BaseModel]) -> None:
         ("# keys:", "keys: []\n"),
         ("# admin:", ""),
         ("  # tls:", ""),
-        ("# ledger:", ""),
+        ("  # path: /var", ""),
         ("    # cpu_watts:", ""),
         ("  # in_flight: 64", ""),
     ],

@@ -7,18 +7,21 @@ import pytest
 from rich.console import Console
 
 from joulegate.report import joules_text, show
-from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger import Ledger
+from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import (
     AttemptRecord,
     Batch,
+    DayEnergy,
+    DayRequests,
     DeviceRecord,
+    Dropped,
     EnergyRecord,
     Outcome,
     Quality,
     RequestRecord,
     RunRecord,
-    SavingRecord,
     WindowRecord,
 )
 
@@ -81,14 +84,15 @@ def test_emulated_figures_say_so_first(tmp_path: Path) -> None:
 
 def test_what_the_cache_saved_is_said_apart(tmp_path: Path) -> None:
     def saving(quality: Quality) -> Batch:
-        return Batch(savings=[SavingRecord("qdefault", 2, quality, 2_350_000)])
+        whole = books(Quality.MEASURED)
+        return replace(whole, requests=[whole.requests[0]._replace(saved_uj=2_350_000, saved_quality=quality.value)])
 
     (tmp_path / "fitted").mkdir()
-    text = printed(tmp_path / "fitted", books(Quality.MEASURED), saving(Quality.ATTRIBUTED))
+    text = printed(tmp_path / "fitted", saving(Quality.ATTRIBUTED))
     rows = [" ".join(line.split()) for line in text.splitlines()]
     assert "search 1.26 kJ 2.4 % 30.0 J 2.35 J" in rows
     assert "2.35 J were not spent, by the engine's fitted price: prompt tokens found in the prefix cache." in text
-    guessed = printed(tmp_path, books(Quality.MEASURED), saving(Quality.ESTIMATED))
+    guessed = printed(tmp_path, saving(Quality.ESTIMATED))
     assert "≈ 2.4 J were not spent, by a price that is not fitted to the engine yet" in guessed
 
 
@@ -155,3 +159,11 @@ def test_an_empty_ledger_and_none(tmp_path: Path) -> None:
 )
 def test_digits_follow_the_quality(joules: float | None, quality: str | None, text: str) -> None:
     assert joules_text(joules, quality) == text
+
+
+def test_what_only_sums_are_kept_of_is_said(tmp_path: Path) -> None:
+    lost = [DayEnergy("1970-01-01", "t", "search", "query", "e1", "gpu", "attributed", "", 2, 5_000_000, 0, 0)]
+    requests = [DayRequests("1970-01-01", "t", "search", "query", "ok", "", 1200, 0, 0, 0, 0)]
+    text = printed(tmp_path, books(Quality.MEASURED), Batch(dropped=Dropped(requests=requests, energy=lost)))
+    assert "Of 1,200 requests (5.00 J) only sums are kept" in text
+    assert "only sums" not in printed(tmp_path / "other", books(Quality.MEASURED))

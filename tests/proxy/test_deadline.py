@@ -7,20 +7,25 @@ from proxy.deadline import Deadline, Overdue
 LONG = 60.0
 
 
+def this_task() -> asyncio.Task[object]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
 async def forever() -> None:
     await asyncio.Event().wait()
 
 
 async def test_a_first_byte_that_does_not_come() -> None:
-    with pytest.raises(Overdue) as error, Deadline(asyncio.get_running_loop(), 0.01):
+    with pytest.raises(Overdue) as error, Deadline(this_task(), 0.01):
         await forever()
     assert error.value.what == "nothing came for 0.01 s"
-    task = asyncio.current_task()
-    assert task is not None and task.cancelling() == 0
+    assert this_task().cancelling() == 0
 
 
 async def test_silence_between_two_bytes_though_the_first_might_have_taken_long() -> None:
-    with pytest.raises(Overdue, match=r"0\.02"), Deadline(asyncio.get_running_loop(), LONG) as deadline:
+    with pytest.raises(Overdue, match=r"0\.02"), Deadline(this_task(), LONG) as deadline:
         deadline.first_byte(0.02)
         for _ in range(5):
             deadline.wait()
@@ -32,13 +37,13 @@ async def test_silence_between_two_bytes_though_the_first_might_have_taken_long(
 
 async def test_the_whole_time_is_up_even_while_the_client_is_waited_for() -> None:
     loop = asyncio.get_running_loop()
-    with pytest.raises(Overdue, match="in all"), Deadline(loop, LONG, ends=loop.time() + 0.01) as deadline:
+    with pytest.raises(Overdue, match="in all"), Deadline(this_task(), LONG, ends=loop.time() + 0.01) as deadline:
         deadline.first_byte(LONG)
         await forever()
 
 
 async def test_a_slow_client_is_not_the_engines_silence() -> None:
-    with Deadline(asyncio.get_running_loop(), LONG) as deadline:
+    with Deadline(this_task(), LONG) as deadline:
         deadline.first_byte(0.01)
         await asyncio.sleep(0.05)
         deadline.wait()
@@ -47,7 +52,7 @@ async def test_a_slow_client_is_not_the_engines_silence() -> None:
 
 
 async def test_after_the_end_nothing_fires() -> None:
-    with Deadline(asyncio.get_running_loop(), 0.01):
+    with Deadline(this_task(), 0.01):
         pass
     await asyncio.sleep(0.03)
 
@@ -56,7 +61,7 @@ async def test_a_cancellation_by_another_is_not_swallowed() -> None:
     entered = asyncio.Event()
 
     async def wait() -> None:
-        with Deadline(asyncio.get_running_loop(), LONG) as deadline:
+        with Deadline(this_task(), LONG) as deadline:
             entered.set()
             try:
                 await forever()

@@ -12,7 +12,7 @@ from proxy import clock, spending
 from proxy.budget import Period, Standing, Terms
 from proxy.draw import Draw, asked_uj
 from proxy.energy.attribution import Attribution
-from proxy.energy.ledger import LedgerError
+from proxy.energy.ledger_file import LedgerError
 from proxy.energy.prior import Coefficients
 from proxy.energy.receipts import Attempt, Book, Receipt
 from proxy.energy.records import Outcome

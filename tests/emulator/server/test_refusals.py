@@ -45,7 +45,7 @@ Read = Callable[[str], list[Any]]
             "prompt. (parameter=input_tokens, value=4097)",
             "input_tokens",
         ),
-        ({"prompt": []}, "The decoder prompt cannot be empty", None),
+        ({"prompt": []}, "You must pass at least one prompt", None),
         ({"prompt": [VOCABULARY]}, f"Token id {VOCABULARY} is out of vocabulary", None),
         ({"cache_salt": ""}, "Parameter 'cache_salt' must be a non-empty string if provided.", "cache_salt"),
     ],

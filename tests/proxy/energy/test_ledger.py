@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,23 +14,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.energy.ledger import Ledger, LedgerDraining, LedgerError
+from proxy.energy.ledger import Ledger
+from proxy.energy.ledger_file import LedgerDraining, LedgerError, LedgerMismatch
 from proxy.energy.ledger_reader import LedgerReader, Parts, check_place, worst
 from proxy.energy.records import (
     AttemptRecord,
     Batch,
+    DayEnergy,
+    DayRequests,
+    DayRuns,
     DeviceRecord,
+    Dropped,
     EnergyRecord,
     Outcome,
     Quality,
     RequestRecord,
     RunRecord,
-    SavingRecord,
     SpentRecord,
     WindowRecord,
     waste_of,
 )
-from proxy.energy.schema import APPLICATION_ID, MIGRATIONS, WASTE
+from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
+from proxy.energy.sums import WASTE
+
+Rows = Callable[[Path, str], list[tuple]]
 
 RUN = RunRecord("u1", "default", "r1", "search", 100.0, 104.0, "open")
 REQUEST = RequestRecord(
@@ -74,54 +81,6 @@ def ledger(path: Path) -> Iterator[Ledger]:
 @pytest.fixture
 def reader(ledger: Ledger) -> LedgerReader:
     return LedgerReader(ledger.path)
-
-
-def rows(path: Path, sql: str) -> list[tuple]:
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        return db.execute(sql).fetchall()
-
-
-def totals_equal_detail(path: Path) -> bool:
-    """Adds the detail up again, in plain SQL without the ledger's own statements."""
-    detail = rows(
-        path,
-        """SELECT r.tenant, r.workflow, q.step, a.engine, e.component, e.quality, a.outcome, q.outcome,
-                  count(*), sum(e.prefill_uj + e.decode_uj), sum(e.low_uj), sum(e.high_uj)
-           FROM energy e JOIN attempts a ON a.request_id = e.request_id AND a.n = e.attempt
-           JOIN requests q ON q.id = e.request_id JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4, 5, 6, 7, 8""",
-    )
-    energy: dict[tuple, list[int]] = {}
-    for *key, attempt, request, count, uj, low_uj, high_uj in detail:
-        sums = energy.setdefault((*key, waste_of(attempt, request) or ""), [0, 0, 0, 0])
-        sums[:] = [a + b for a, b in zip(sums, (count, uj, low_uj, high_uj), strict=True)]
-    savings = rows(
-        path,
-        """SELECT r.tenant, r.workflow, a.engine, s.quality, count(*), sum(s.uj)
-           FROM savings s JOIN attempts a ON a.request_id = s.request_id AND a.n = s.attempt
-           JOIN requests q ON q.id = s.request_id JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4""",
-    )
-    requests = rows(
-        path,
-        """SELECT r.tenant, r.workflow, q.step, ifnull(q.outcome, ''), count(*), total(q.prompt_tokens),
-                  total(q.cached_tokens), total(q.output_tokens)
-           FROM requests q JOIN runs r ON r.uid = q.run_uid GROUP BY 1, 2, 3, 4""",
-    )
-    runs = rows(path, "SELECT tenant, workflow, state, count(*) FROM runs GROUP BY 1, 2, 3")
-    windows = rows(
-        path,
-        """SELECT device, quality, sum(workflow_uj), sum(idle_uj), sum(foreign_uj), sum(gap_uj)
-           FROM windows GROUP BY 1, 2""",
-    )
-    return (
-        sorted((*key, *sums) for key, sums in energy.items())
-        == sorted(rows(path, "SELECT * FROM total_energy WHERE records <> 0"))
-        and sorted(savings) == sorted(rows(path, "SELECT * FROM total_savings"))
-        and not rows(path, "SELECT * FROM total_energy WHERE records = 0 AND (uj <> 0 OR low_uj <> 0 OR high_uj <> 0)")
-        and sorted(requests) == sorted(rows(path, "SELECT * FROM total_requests WHERE requests <> 0"))
-        and sorted(runs) == sorted(rows(path, "SELECT tenant, workflow, state, runs FROM total_runs WHERE runs <> 0"))
-        and not rows(path, "SELECT * FROM total_runs WHERE runs = 0 AND duration_us <> 0")
-        and sorted(windows) == sorted(rows(path, "SELECT * FROM total_windows"))
-    )
 
 
 def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
@@ -190,7 +149,7 @@ def test_energy_and_windows_are_added_and_the_rest_replaced(ledger: Ledger, read
             attempts=[ATTEMPT._replace(n=2, engine="e2", first=103.0)],
             energy=[ENERGY, ENERGY._replace(attempt=2, decode_uj=1)],
             windows=[WINDOW],
-            devices=[DEVICE._replace(counter_uj=5_000_014)],
+            devices=[DEVICE._replace(raw_uj=11_500_007, t=110.0)],
         )
     )
     run = reader.run(None, "r1")
@@ -199,7 +158,7 @@ def test_energy_and_windows_are_added_and_the_rest_replaced(ledger: Ledger, read
     request = run["requests"][0]
     assert (request["attempts"], request["engine"], request["ttft_s"], request["output_tokens"]) == (2, "e2", 3.0, 9)
     assert reader.parts() == {"h1/gpu:0": Parts(4_000_000, 1_000_000, 0, 14)}
-    assert reader.devices() == [DEVICE._replace(counter_uj=5_000_014)]
+    assert reader.devices() == [DEVICE._replace(counter_uj=5_000_014, raw_uj=11_500_007, t=110.0)]
     assert reader.balance()["h1/gpu:0"] == {
         "counter_j": 5.000014,
         "workflow_j": 4.0,
@@ -264,7 +223,12 @@ def test_workflow_totals(ledger: Ledger, reader: LedgerReader) -> None:
     ],
 )
 def test_waste_has_a_reason_wherever_it_is_asked_for(
-    ledger: Ledger, reader: LedgerReader, outcomes: list[str | None], request_outcome: str | None, reasons: dict
+    ledger: Ledger,
+    reader: LedgerReader,
+    outcomes: list[str | None],
+    request_outcome: str | None,
+    reasons: dict,
+    totals_equal_detail: Callable[[Path], bool],
 ) -> None:
     tries = [ATTEMPT._replace(n=n, outcome=outcome) for n, outcome in enumerate(outcomes, start=1)]
     energy = [ENERGY._replace(attempt=one.n, decode_uj=one.n * 1_000_000) for one in tries]
@@ -276,11 +240,24 @@ def test_waste_has_a_reason_wherever_it_is_asked_for(
     assert totals_equal_detail(ledger.path)
 
 
-def test_what_was_saved_is_beside_the_joules(ledger: Ledger, reader: LedgerReader) -> None:
+@pytest.mark.parametrize("attempt", [None, *Outcome])
+@pytest.mark.parametrize("request_outcome", [None, *Outcome])
+def test_sql_and_python_agree_on_what_is_waste(attempt: Outcome | None, request_outcome: Outcome | None) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript("CREATE TABLE attempts (outcome); CREATE TABLE requests (outcome);")
+        db.execute("INSERT INTO attempts VALUES (?)", (attempt,))
+        db.execute("INSERT INTO requests VALUES (?)", (request_outcome,))
+        said = db.execute(f"SELECT {WASTE} FROM attempts, requests").fetchone()[0]
+    assert said == (waste_of(attempt, request_outcome) or "")
+
+
+def test_what_was_saved_is_beside_the_joules(
+    ledger: Ledger, reader: LedgerReader, totals_equal_detail: Callable[[Path], bool]
+) -> None:
     ledger.write(WHOLE)
-    two = REQUEST._replace(id="q2")
-    ledger.write(Batch([], [two], [ATTEMPT._replace(request_id="q2")], savings=[SavingRecord("q1", 1, "estimated", 5)]))
-    ledger.write(Batch(savings=[SavingRecord("q2", 1, "attributed", 1_000_000)]))
+    guessed = REQUEST._replace(saved_uj=5, saved_quality="estimated")
+    fitted = REQUEST._replace(id="q2", saved_uj=1_000_000, saved_quality="attributed")
+    ledger.write(Batch(requests=[guessed, fitted], attempts=[ATTEMPT._replace(request_id="q2")]))
     run, first, second = reader.run(None, "r1"), reader.request("q1"), reader.request("q2")
     assert run is not None and first is not None and second is not None
     assert (first["saved_joules"], first["saved_quality"], first["joules"]) == (5e-6, "estimated", 2.0)
@@ -288,9 +265,7 @@ def test_what_was_saved_is_beside_the_joules(ledger: Ledger, reader: LedgerReade
     for figures in (run, reader.runs()[0], reader.workflows()[0]):
         assert (figures["saved_joules"], figures["saved_quality"]) == (1.000005, "estimated")
         assert figures["joules"] == 2.0, "what was not spent is in no sum"
-    assert totals_equal_detail(ledger.path)
-    with pytest.raises(LedgerError):
-        ledger.write(Batch(savings=[SavingRecord("q1", 1, "estimated", 5)]))
+    assert totals_equal_detail(ledger.path) and reader.workflows()[0]["requests"] == 2
 
 
 def test_what_tenants_spent_is_kept_by_the_hour(ledger: Ledger, reader: LedgerReader) -> None:
@@ -396,7 +371,7 @@ def test_a_batch_is_written_whole_or_not_at_all(ledger: Ledger, reader: LedgerRe
 
 def test_readers_see_one_commit_while_the_next_is_written(ledger: Ledger, reader: LedgerReader) -> None:
     ledger.write(WHOLE)
-    with reader._read() as db:
+    with reader.read() as db:
         before = db.execute("SELECT sum(decode_uj) FROM energy").fetchone()[0]
         ledger.write(Batch(energy=[ENERGY]))
         assert db.execute("SELECT sum(decode_uj) FROM energy").fetchone()[0] == before
@@ -432,6 +407,8 @@ def batches(draw: st.DrawFn) -> Batch:
             prompt_tokens=prompt,
             cached_tokens=cached,
             output_tokens=output,
+            saved_uj=(saved := draw(tokens)),
+            saved_quality=None if saved is None else draw(st.sampled_from(["attributed", "estimated"])),
         )
 
     def attempt() -> AttemptRecord:
@@ -471,8 +448,10 @@ EVERYTHING = Batch(
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(batches(), max_size=5))
-def test_no_joule_is_lost_and_totals_equal_the_detail(seconds: list[Batch]) -> None:
+@given(seconds=st.lists(batches(), max_size=5))
+def test_no_joule_is_lost_and_totals_equal_the_detail(
+    seconds: list[Batch], totals_equal_detail: Callable[[Path], bool], rows: Rows
+) -> None:
     with TemporaryDirectory() as folder:
         ledger = Ledger(Path(folder) / "ledger.sqlite")
         reader = LedgerReader(ledger.path)
@@ -498,14 +477,15 @@ def test_no_joule_is_lost_and_totals_equal_the_detail(seconds: list[Batch]) -> N
         assert {run["state"] for run in reader.runs()} == {"final"}
 
 
-def test_what_an_earlier_process_left_open_becomes_final(path: Path) -> None:
+def test_what_an_earlier_process_left_open_becomes_final(
+    path: Path, totals_equal_detail: Callable[[Path], bool]
+) -> None:
     ledger = Ledger(path)
     assert ledger.orphaned_uj == {}
     left = [ATTEMPT._replace(outcome=Outcome.FAILED), ATTEMPT._replace(n=2, ended=None, outcome=None)]
     energy = [ENERGY, ENERGY._replace(attempt=2, prefill_uj=5)]
     ledger.write(replace(WHOLE, requests=[REQUEST._replace(outcome=None, ended=None)], attempts=left, energy=energy))
-    ended = REQUEST._replace(id="q2")
-    ledger.write(Batch(requests=[ended], attempts=[ATTEMPT._replace(request_id="q2")]))
+    ledger.write(Batch(requests=[REQUEST._replace(id="q2")], attempts=[ATTEMPT._replace(request_id="q2")]))
     ledger.close()
     ledger = Ledger(path)
     run = LedgerReader(path).run("default", "r1")
@@ -538,13 +518,13 @@ while True:
         [AttemptRecord(id, 1, "e", 1.0, 1.0, None, None, None, None)],
         [EnergyRecord(id, 1, "d", "attributed", "gpu", 3, 4, 6, 8)],
         [WindowRecord("d", n, Quality.MEASURED, 7, 1, 0, 0)],
-        [DeviceRecord("d", "gpu", "m", Quality.MEASURED, 8 * n, 8 * n, 1.0)],
+        [DeviceRecord("d", "gpu", "m", Quality.MEASURED, 8, 8 * n, 1.0)],
     ))
     print(n, flush=True)
 """
 
 
-def test_kill_9_leaves_every_commit_and_no_half_of_one(path: Path) -> None:
+def test_kill_9_leaves_every_commit_and_no_half_of_one(path: Path, totals_equal_detail: Callable[[Path], bool]) -> None:
     root = Path(__file__).parents[3]
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITE_UNTIL_KILLED, str(path)], cwd=root, stdout=subprocess.PIPE, text=True
@@ -566,7 +546,9 @@ def test_kill_9_leaves_every_commit_and_no_half_of_one(path: Path) -> None:
     assert len(run["requests"]) == written and round(run["joules"] * 1e6) == 7 * written
 
 
-def test_a_file_of_version_1_comes_along_with_all_it_holds(path: Path) -> None:
+def test_a_file_of_version_1_comes_along_with_all_it_holds(
+    path: Path, totals_equal_detail: Callable[[Path], bool], rows: Rows
+) -> None:
     path.parent.mkdir(parents=True)
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(f"{MIGRATIONS[0]} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;")
@@ -612,7 +594,31 @@ def test_a_file_of_version_1_comes_along_with_all_it_holds(path: Path) -> None:
     ledger.close()
 
 
-def test_rows_go_in_by_the_statement(ledger: Ledger, reader: LedgerReader) -> None:
+def test_a_file_of_version_3_brings_its_days_along(
+    path: Path, rows: Rows, totals_equal_detail: Callable[[Path], bool]
+) -> None:
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            f"{''.join(MIGRATIONS[:3])} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 3;"
+        )
+        db.execute("INSERT INTO day_requests VALUES ('1970-01-01', 't', 'search', 's', 'ok', 2, 30, 10, 8)")
+        db.execute("INSERT INTO total_requests VALUES ('t', 'search', 's', 'ok', 2, 30, 10, 8)")
+        for outcome, uj in [("ok", 100), ("failed", 1), ("error", 10), ("", 1000)]:
+            key = ("t", "search", "s", "e1", "gpu", "attributed", outcome, 1, uj, uj, uj)
+            db.execute("INSERT INTO day_energy VALUES ('1970-01-01', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", key)
+            db.execute("INSERT INTO total_energy VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", key)
+        db.commit()
+    Ledger(path).close()
+    (row,) = LedgerReader(path).workflows()
+    assert totals_equal_detail(path) and (row["requests"], row["prompt_tokens"], row["joules"]) == (2, 30, 1111e-6)
+    assert row["wasted_by_reason"] == {"failed": 11e-6}
+    assert rows(path, "SELECT waste, records, uj FROM day_energy") == [("", 2, 1100), ("failed", 2, 11)]
+
+
+def test_rows_go_in_by_the_statement(
+    ledger: Ledger, reader: LedgerReader, totals_equal_detail: Callable[[Path], bool]
+) -> None:
     """Many rows a statement, the rest one by one, and the same one twice: the last counts, as energy adds up."""
     several = [f"q{n:03d}" for n in range(120)]
     ledger.write(
@@ -638,7 +644,7 @@ def test_a_newer_ledger_is_refused(path: Path) -> None:
             open_it(path)
 
 
-def test_files_that_are_no_ledger_are_refused(tmp_path: Path) -> None:
+def test_files_that_are_no_ledger_are_refused(tmp_path: Path, rows: Rows) -> None:
     noise = tmp_path / "noise.sqlite"
     noise.write_bytes(b"not a database, but long enough to be taken for one" * 100)
     foreign = tmp_path / "foreign.sqlite"
@@ -688,13 +694,99 @@ def test_a_sum_is_as_good_as_its_worst_part() -> None:
     assert worst([]) is None
 
 
-@pytest.mark.parametrize("attempt", [None, *Outcome])
-@pytest.mark.parametrize("request_outcome", [None, *Outcome])
-def test_sql_and_python_agree_on_what_is_waste(attempt: Outcome | None, request_outcome: Outcome | None) -> None:
-    with contextlib.closing(sqlite3.connect(":memory:")) as db:
-        db.executescript("CREATE TABLE attempts (outcome); CREATE TABLE requests (outcome);")
-        db.execute("INSERT INTO attempts VALUES (?)", (attempt,))
-        db.execute("INSERT INTO requests VALUES (?)", (request_outcome,))
-        assert db.execute(f"SELECT {WASTE} FROM attempts, requests").fetchone()[0] == (
-            waste_of(attempt, request_outcome) or ""
-        )
+# A file that cannot be written ----------------------------------------------------------------------------------------
+
+
+def test_a_locked_file_can_be_written_again_once_it_is_free(
+    ledger: Ledger, reader: LedgerReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.energy.ledger.BUSY_S", 0.01)
+    ledger._db.execute("PRAGMA busy_timeout = 10")
+    with contextlib.closing(sqlite3.connect(ledger.path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            with pytest.raises(LedgerError, match="locked"):
+                ledger.write(WHOLE)
+        assert reader.workflows() == []
+    ledger.write(WHOLE)
+    assert reader.workflows()[0]["joules"] == 2.0
+    run = reader.run(None, "r1")
+    assert run is not None and run["state"] == "open", "opened anew, and still ours"
+
+
+def test_a_full_disk_is_said_and_nothing_is_half_written(
+    ledger: Ledger, reader: LedgerReader, totals_equal_detail: Callable[[Path], bool]
+) -> None:
+    ledger.write(WHOLE)
+    pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
+    ledger._db.execute(f"PRAGMA max_page_count = {pages}")  # what a full disk says, without one
+    many = [REQUEST._replace(id=f"q{n}", run_uid="u1") for n in range(1000)]
+    with pytest.raises(LedgerError, match="full; make room on its disk"):
+        ledger.write(Batch([RUN], many))
+    run = reader.run(None, "r1")
+    assert run is not None and len(run["requests"]) == 1 and totals_equal_detail(ledger.path)
+    ledger.write(Batch([RUN], many))  # room was made
+    run = reader.run(None, "r1")
+    assert run is not None and len(run["requests"]) == 1000 and totals_equal_detail(ledger.path)
+
+
+def test_a_damaged_file_is_said_and_one_in_its_place_is_taken(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(WHOLE)
+    copy = sqlite3.connect(":memory:")
+    with contextlib.closing(sqlite3.connect(ledger.path)) as db:
+        db.backup(copy)
+    ledger.path.unlink()
+    ledger.path.write_bytes(b"not a database, but long enough to be taken for one" * 100)
+    for _ in range(2):
+        with pytest.raises(LedgerError, match="not a database; move it away, with its -wal and -shm") as caught:
+            ledger.write(WHOLE)
+        assert "\n" not in str(caught.value)
+    ledger.path.unlink()
+    with contextlib.closing(sqlite3.connect(ledger.path)) as restored:
+        copy.backup(restored)
+    copy.close()
+    ledger.write(Batch(energy=[ENERGY]))
+    assert reader.workflows()[0]["joules"] == 4.0
+
+
+def test_a_page_that_went_bad_is_said(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.write(
+        replace(WHOLE, requests=[REQUEST._replace(id=f"q{n:04d}") for n in range(2000)], attempts=[], energy=[])
+    )
+    ledger.close()
+    pages = path.stat().st_size // 4096
+    with path.open("r+b") as file:
+        file.seek(4096 * 2)
+        file.write(b"\xff" * 4096 * (pages - 2))
+    with pytest.raises(LedgerError, match=r"malformed; move it away"):
+        again = Ledger(path)
+        again.write(WHOLE)
+
+
+def test_a_file_that_was_moved_away_is_begun_anew(ledger: Ledger, reader: LedgerReader, tmp_path: Path) -> None:
+    ledger.write(WHOLE)
+    ledger.path.rename(tmp_path / "old.sqlite")
+    with pytest.raises(LedgerMismatch, match="never written"):
+        ledger.write(Batch(energy=[ENERGY]))
+    ledger.write(WHOLE)
+    assert reader.workflows()[0]["joules"] == 2.0 and reader.balance()["h1/gpu:0"]["residual_j"] == 0
+    assert LedgerReader(tmp_path / "old.sqlite").workflows()[0]["joules"] == 2.0, "what had been written is in it"
+
+
+def test_what_was_dropped_is_in_totals_and_days(
+    ledger: Ledger, reader: LedgerReader, totals_equal_detail: Callable[[Path], bool]
+) -> None:
+    gone = Dropped(
+        [DayRuns("1970-01-01", "default", "search", 2, 6_000_000)],
+        [DayRequests("1970-01-01", "default", "search", "query", "ok", "attributed", 3, 30, 20, 10, 4)],
+        [DayEnergy("1970-01-01", "default", "search", "query", "e1", "gpu", "attributed", "failed", 3, 7, 5, 9)],
+    )
+    ledger.write(replace(WHOLE, runs=[RUN._replace(state="final")], dropped=gone))
+    ledger.write(Batch(dropped=gone))
+    search = reader.workflows()[0]
+    assert (search["runs"], search["requests"], search["output_tokens"]) == (5, 7, 28)
+    assert (search["joules"], search["joules_low"], search["mean_duration_s"]) == (2.000014, 1.50001, 16.0 / 5)
+    assert search["wasted_by_reason"] == {"failed": 14e-6}
+    assert (search["saved_joules"], search["saved_quality"]) == (8e-6, "attributed")
+    assert reader.dropped() == (6, 14) and totals_equal_detail(ledger.path)

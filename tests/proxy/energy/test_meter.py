@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from proxy import clock
 from proxy.energy.attribution import Attribution
-from proxy.energy.ledger import Ledger, LedgerError
+from proxy.energy.ledger import Ledger
+from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter, worst_quality
 from proxy.energy.prior import prior
@@ -159,7 +160,7 @@ async def test_an_attempt_that_outlasts_its_windows_is_written_all_along(gateway
     await gateway.meter.commit()  # which is before the request finds an engine
     receipt.attempts.append(one)
     await gateway.spend(12.0)
-    assert gateway.meter.ledger_error is None and gateway.meter.backlog == 0
+    assert gateway.meter.writer.error is None and not gateway.meter.writer.waiting
     assert receipt.uj > 1e9
     found = LedgerReader(gateway.path).request(receipt.id)
     assert found is not None and found["joules"] == receipt.uj / 1e6
@@ -212,12 +213,12 @@ async def test_batches_wait_for_a_ledger_that_cannot_be_written(
     before = gateway.counted()
     gateway.end(receipt)
     await gateway.spend(3.0)
-    assert (gateway.meter.backlog, gateway.meter.ledger_error) == (3, "disk full")
+    assert (len(gateway.meter.writer.waiting), gateway.meter.writer.error) == (3, "disk full")
     assert gateway.counted() == before
     assert gateway.meter.writing("default", "r1")
     monkeypatch.setattr(gateway.ledger, "write", write)
     await gateway.spend(1.0)
-    assert (gateway.meter.backlog, gateway.meter.ledger_error) == (0, None)
+    assert (len(gateway.meter.writer.waiting), gateway.meter.writer.error) == (0, None)
     assert gateway.counted()[GPU, "workflow"] + gateway.counted()[CPU, "workflow"] == receipt.uj
     assert not gateway.meter.writing("default", "r1")
     await gateway.spend(1.0)

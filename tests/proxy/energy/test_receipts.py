@@ -111,7 +111,7 @@ def test_a_closed_run_is_final_when_its_last_joule_is_settled(book: Book) -> Non
     assert not batch(book, settled=False)
     assert [one.id for one in book.pending("acme", "r1")] == [receipt.id]
     last = batch(book)
-    assert states(last) == {"acme/r1": "final"} and last.settled == [receipt]
+    assert states(last) == {"acme/r1": "final"} and list(last.settled) == [receipt.id]
     assert book.pending("acme", "r1") == [] and not book.is_open("acme", "r1")
 
 
@@ -189,26 +189,26 @@ def test_what_a_window_cost_each_tenant_is_said_at_once_and_kept_by_the_hour(boo
     assert batch(book).batch.spent == []
 
 
-def test_savings_are_handed_over_once_when_a_request_is_settled(book: Book) -> None:
+def test_savings_are_handed_over_once_when_a_request_has_ended(book: Book) -> None:
     receipt = request(book)
-    tries = [attempt(receipt), attempt(receipt)]
-    for one, cached in zip(tries, (None, 40), strict=True):
+    tries = [attempt(receipt), attempt(receipt), attempt(receipt)]
+    for one, cached in zip(tries, (None, 40, 2), strict=True):
         end(one)
         assert one.progress is not None
         one.progress.cached_tokens = cached
+    assert batch(book).batch.requests[0].saved_uj is None
     book.close(receipt, 200, Outcome.OK, 101.0)
 
     def saved(progress: Progress) -> tuple[Quality, int] | None:
-        return (Quality.ATTRIBUTED, progress.cached_tokens * 10) if progress.cached_tokens else None
+        quality = Quality.ATTRIBUTED if progress.attempt == 2 else Quality.ESTIMATED
+        return (quality, progress.cached_tokens * 10) if progress.cached_tokens else None
 
-    def take(settled: bool) -> Second:
-        return book.batch(102.0, DEVICES, lambda _: settled, saved)
-
-    assert take(False).saved == []
-    second = take(True)
-    assert second.saved == [("SEARCH", Quality.ATTRIBUTED, 400)]
-    assert second.batch.savings == [(receipt.id, 2, "attributed", 400)]
-    assert take(True).saved == []
+    second = book.batch(102.0, DEVICES, lambda _: False, saved)
+    assert second.saved == [("SEARCH", Quality.ESTIMATED, 420)]
+    assert [(one.saved_uj, one.saved_quality) for one in second.batch.requests] == [(420, "estimated")]
+    book.renew()
+    again = book.batch(103.0, DEVICES, lambda _: True, lambda _: None)
+    assert again.saved == [] and again.batch.requests == second.batch.requests
 
 
 def test_windows_are_summed_by_second(book: Book) -> None:
@@ -290,7 +290,7 @@ def test_a_request_that_never_ran_is_settled_at_once(book: Book) -> None:
     receipt = request(book, run=None)
     book.close(receipt, 429, Outcome.REFUSED, 100.5)
     second = batch(book)
-    assert second.settled == second.ended == [receipt] and second.finals == [receipt.run]
+    assert list(second.settled) == second.opened == [receipt.id] and second.finals == [receipt.run]
 
 
 # Any history ----------------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def test_what_is_handed_over_agrees_with_what_was_booked(steps: list[tuple]) -> 
         for record in second.batch.energy:
             seen_energy[record.request_id] += record.prefill_uj + record.decode_uj
         finals.extend(run.uid for run in second.finals)
-        settled_ids.extend(receipt.id for receipt in second.settled)
+        settled_ids.extend(second.settled)
         for run in second.finals:
             assert run.in_flight == run.unsettled == 0
 
