@@ -1,7 +1,7 @@
 """Closed-loop clients of an emulated engine, in virtual time: what a load script does on a real one.
 
 A task is a generator. It yields what it waits for (`Call`, `Sleep`, a `Gate`, or a list of tasks to gather) and is
-resumed when that has come, a call with its `Answer`.
+resumed when that has come, a call with its `Answer`, or with None where the client lost its patience.
 """
 
 from collections import deque
@@ -25,8 +25,12 @@ ANSWER_S = 5e-4  # from a step's end to the client
 
 @dataclass(frozen=True, slots=True)
 class Call:
+    """One request. `name` is its id, unique, or one is made; after `patience_s` the client leaves."""
+
     prompt: Sequence[Text]
     max_tokens: int
+    name: str = ""
+    patience_s: float = inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +46,13 @@ class Answer:
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Leave:
+    """The client of a call leaves, if it is still there."""
+
+    name: str
 
 
 Task = Generator[Any, Any, None]
@@ -95,15 +106,23 @@ class Replay:
         for task in tasks:
             self._wake(self.now, _Running(task))
         while self._timers or self._calls:
+            if self._timers and isinstance(leave := self._timers[0][3], _Leave) and leave.name not in self._calls:
+                heappop(self._timers)
+                continue
             until = self._timers[0][0] if self._timers else inf
             ended = [event for event in self.machine.run(until) if isinstance(event, Finished | Refused)]
             for event in ended:
                 if isinstance(event, Refused):
                     raise ValueError(f"the engine refuses a call: {event.reason}")
-                running, sent_at = self._calls.pop(event.request_id)
-                self._wake(event.at, running, _answer(event, sent_at))
+                if call := self._calls.pop(event.request_id, None):
+                    running, sent_at = call
+                    self._wake(event.at, running, _answer(event, sent_at))
             if not ended:
                 self.now, _, running, value = heappop(self._timers)
+                if isinstance(value, _Leave):
+                    del self._calls[value.name]
+                    self.machine.cancel(value.name, self.now)
+                    value = None
                 self._resume(running, value)
 
     def rest(self, until: float) -> None:
@@ -153,10 +172,12 @@ class Replay:
 
     def _send(self, running: _Running, call: Call) -> None:
         self._count += 1
-        request = Request(str(self._count), call.prompt, call.max_tokens)
+        request = Request(call.name or str(self._count), call.prompt, call.max_tokens)
         tokens = sum(text.tokens for text in call.prompt)
         self._calls[request.id] = running, self.now
         self.machine.submit(request, self.now + self._factors.request_s + self._factors.prompt_token_s * tokens)
+        if call.patience_s < inf:
+            self._wake(self.now + call.patience_s, running, _Leave(request.id))
 
 
 def _answer(event: Finished, sent_at: float) -> Answer:

@@ -157,10 +157,14 @@ def energy(
     """What the ledger knows: joules by workflow and by device."""
     no_clash()
     from joulegate.report import show
+    from proxy.config import load
     from proxy.energy.ledger_reader import LedgerReader
 
     with one_line_errors():
-        show(LedgerReader(_ledger(config, ledger)), json, out)
+        known = load(config) if config else None
+        pue = {name: host.pue for name, host in known.known_hosts().items()} if known else {}
+        engines = {one.name: one.devices[0].partition("/")[0] for one in known.engines if one.devices} if known else {}
+        show(LedgerReader(_ledger(config, ledger)), json, out, pue, engines)
 
 
 def _ledger(config: Path | None, file: Path | None) -> Path:
@@ -191,6 +195,24 @@ def export(
         selection = Selection(begin, end, workflow, tenant)
         for file, count in exporting.export(LedgerReader(_ledger(config, ledger)), folder, kind, selection).items():
             out.print(f"{file}: {count:,} rows", highlight=False, soft_wrap=True, markup=False)
+
+
+@app.command()
+def attribute(
+    trace: Annotated[Path, typer.Argument(help="a recorded trace (energy.record), gzipped or not")],
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+    fit_on: Annotated[
+        str | None, typer.Option(help="fit the prices on these scenarios alone, with commas between; default: on all")
+    ] = None,
+    gpu: Annotated[str, typer.Option(help="the card, where the trace does not say, as 'NVIDIA H200'")] = "",
+    model: Annotated[str, typer.Option(help="the model, likewise, as 'llama-2-7b'")] = "",
+) -> None:
+    """Who caused the joules of a recorded trace: every scenario by class and request."""
+    no_clash()
+    from joulegate.attribute import run
+
+    with one_line_errors():
+        run(trace, json=json, fit_on=fit_on, gpu=gpu, model=model, out=out)
 
 
 @app.command()

@@ -255,10 +255,15 @@ class LedgerConfig(Strict):
 
 
 class EnergyConfig(Strict):
-    """How counters are read: seconds between readings, and how long a window may wait for its requests' usage."""
+    """How counters are read: seconds between readings, and how long a window may wait for its requests' usage.
 
-    interval: Seconds = 0.1
+    `record` is a file for a trace of what attribution sees, gzipped where its name says so, of `record_mb` at most.
+    """
+
+    interval: Seconds = 0.097  # out of step with counters that move every 0.1 s, so that their beat shows
     settle: Seconds = 5.0
+    record: Path | None = None
+    record_mb: Annotated[float, Field(gt=0)] = 256.0
 
 
 class Limits(Strict):

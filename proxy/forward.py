@@ -23,6 +23,7 @@ from proxy.config import Config
 from proxy.draw import Draw, asked_uj
 from proxy.energy.attribution import Attribution
 from proxy.energy.receipts import Attempt, Book, Receipt
+from proxy.energy.record import Recorder
 from proxy.energy.records import Outcome, Quality
 from proxy.energy.work import Progress
 from proxy.gate import QueueFull, Ticket
@@ -56,7 +57,8 @@ class Busy(Broken):
 class Forward:
     """Everything that one exchange needs of the gateway.
 
-    `max_tokens` holds the policy's ceilings by workflow; `parts` says which components of an engine are metered.
+    `max_tokens` holds the policy's ceilings by workflow; `parts` says which components of an engine are metered;
+    `recorder`, where there is one, is told of every attempt.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class Forward:
         self.router, self.keys, self.spending = router, keys, spending
         self.book, self.attribution, self.metrics, self.parts = book, attribution, metrics, parts
         self.max_tokens: Mapping[str, int] = {}
+        self.recorder: Recorder | None = None
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -317,6 +320,8 @@ class _Exchange:
             # Four bytes a token is the usual rule of thumb; it stands in only until the engine has counted.
             progress = Progress(receipt.id, attempt.n, lane.name, dispatched, len(raw) // 4, receipt.stream)
             attempt.progress = progress
+            if forward.recorder is not None and forward.recorder.recording:
+                progress.ticks = []
             forward.attribution.start(progress)
             attempt.code, attempt.outcome = await self._relay(lane, raw, progress, last)
             return attempt.code, attempt.outcome
@@ -336,6 +341,8 @@ class _Exchange:
             if attempt.progress is not None:
                 attempt.progress.ended = attempt.ended
                 attempt.first = attempt.progress.first
+                if forward.recorder is not None:
+                    forward.recorder.attempt(attempt.progress, receipt.run.label)
 
     async def _admit(self, lane: Lane, ticket: Ticket, attempt: Attempt) -> None:
         wait_s = min(self.limits.queue_seconds, self.ends - self.loop.time())

@@ -17,10 +17,12 @@ PROBE_EVERY_S = 1.0
 MODELS_EVERY_S = 30.0
 
 
-async def watch(lane: Lane, attribution: Attribution, reprice: Callable[[Lane], None]) -> None:
+async def watch(
+    lane: Lane, attribution: Attribution, reprice: Callable[[Lane], None], counters_s: float = PROBE_EVERY_S
+) -> None:
     """Probe one engine for ever; what it says goes into its lane and into attribution.
 
-    `reprice` is called when the engine has said which models it serves.
+    `reprice` is called when the engine has said which models it serves. Its counters are asked every `counters_s`.
     """
     asked_models = 0.0
     while True:
@@ -37,7 +39,11 @@ async def watch(lane: Lane, attribution: Attribution, reprice: Callable[[Lane], 
                 reprice(lane)
                 asked_models = clock.now()
             await _ask_counters(lane, attribution)
-        await asyncio.sleep(PROBE_EVERY_S)
+        for _ in range(round(PROBE_EVERY_S / counters_s) - 1):
+            await asyncio.sleep(counters_s)
+            if lane.up:
+                await _ask_counters(lane, attribution, looks=False)
+        await asyncio.sleep(counters_s)
 
 
 async def _get(lane: Lane, path: str) -> tuple[int, bytes]:
@@ -75,7 +81,8 @@ async def _ask_models(lane: Lane) -> None:
         log.warning("engine %s: its /v1/models is not a list of models", lane.name)
 
 
-async def _ask_counters(lane: Lane, attribution: Attribution) -> None:
+async def _ask_counters(lane: Lane, attribution: Attribution, looks: bool = True) -> None:
+    """`looks`: for tokens of strangers too, which takes a second to be told from a few that are on their way."""
     path = lane.engine.metrics_path
     if path is None:
         return
@@ -87,4 +94,7 @@ async def _ask_counters(lane: Lane, attribution: Attribution) -> None:
     sample = lane.engine.parse((asked + clock.now()) / 2, body)
     if sample is not None:
         lane.sample = sample
-        attribution.engine(lane.name, sample.t, sample.steps, sample.output_tokens)
+        if not looks and sample.steps is None:
+            return
+        output_tokens = sample.output_tokens if looks else None
+        attribution.engine(lane.name, sample.t, sample.steps, output_tokens, sample.cached_tokens)

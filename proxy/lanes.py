@@ -13,6 +13,7 @@ from proxy.energy.attribution import Attribution
 from proxy.energy.prior import Coefficients
 from proxy.engines.interface import Engine
 from proxy.gate import Gate
+from proxy.health import PROBE_EVERY_S
 from proxy.route import Lane
 from proxy.supervise import forever
 from proxy.tls import engine_context
@@ -27,10 +28,13 @@ _GRACE_S = 2.0  # for what passes no gate, as `/tokenize` does
 class Lanes:
     """`active` is the list of engines that may be given requests; it is changed in place, for all who look at it."""
 
-    def __init__(self, attribution: Attribution, price: Callable[[Engine, str], Coefficients]) -> None:
-        """`price` is what an engine's work costs with a model, whose name is empty while it is not known."""
+    def __init__(
+        self, attribution: Attribution, price: Callable[[Engine, str], Coefficients], counters_s: float = PROBE_EVERY_S
+    ) -> None:
+        """`price` is what an engine's work costs with a model, whose name is empty while it is not known; its counters
+        are asked every `counters_s`."""
         self.active: list[Lane] = []
-        self._attribution, self._price = attribution, price
+        self._attribution, self._price, self._counters_s = attribution, price, counters_s
         self._watches: dict[Lane, asyncio.Task[None]] = {}
         self._leaving: dict[Lane, asyncio.Task[None]] = {}
 
@@ -52,7 +56,7 @@ class Lanes:
         """Begin to probe the engines that are not probed yet."""
         for lane in self.active:
             if lane not in self._watches:
-                look = partial(health.watch, lane, self._attribution, self._reprice)
+                look = partial(health.watch, lane, self._attribution, self._reprice, self._counters_s)
                 self._watches[lane] = asyncio.create_task(forever(f"watching engine {lane.name}", look))
 
     def configure(self, config: Config) -> None:

@@ -129,6 +129,8 @@ class Relay:
                 if seen != before and progress is not None:
                     now = clock.now()
                     progress.frames = seen
+                    if progress.ticks is not None:
+                        progress.ticks += [now] * (seen - before)
                     if progress.first is None:
                         progress.first = now
                     else:

@@ -12,7 +12,9 @@ et al. 2005). Sums over the windows are all that is kept, and they fade.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,7 @@ from proxy.energy.prior import Coefficients
 Floats = NDArray[np.float64]
 
 ERROR = 0.12  # relative error of a window of half a second: counter steps and the sensor's own sampling
-LEAST_S = 0.4  # shorter windows are mostly noise
+LEAST_S = 0.4  # shorter windows are mostly noise, and are taken together
 ENOUGH = 20  # windows before what was learnt is used
 _FADE = 1 / 2000  # about a quarter of an hour of busy windows is remembered
 _NEIGHBOURS = 4.0  # windows in a row err alike: so many count as one
@@ -59,6 +61,7 @@ class Fit:
         self._spread = prior.spread
         self._gains: dict[str, float] = {}
         self._sums: dict[str, _Sums] = {}
+        self._short: dict[str, tuple[Floats, float, float]] = {}  # quantities, joules, seconds that wait for more
         self._off = 0.0  # mean of log(measured / predicted) of late
         self._off_windows = 0
 
@@ -86,9 +89,15 @@ class Fit:
 
     def observe(self, quantities: Floats, joules: float, seconds: float, setting: str = "") -> None:
         """Take a busy window in: its steps, uncached prompt tokens, output tokens and context."""
+        if seconds < LEAST_S:
+            before, before_j, before_s = self._short.pop(setting, (np.zeros(4), 0.0, 0.0))
+            quantities, joules, seconds = before + quantities, before_j + joules, before_s + seconds
+            if seconds < LEAST_S:
+                self._short[setting] = quantities, joules, seconds
+                return
         terms = self._c0 * quantities
         believed = float(self._z @ terms) or float(terms.sum())
-        if seconds < LEAST_S or not believed / _FAR < joules < believed * _FAR:
+        if not believed / _FAR < joules < believed * _FAR:
             return
         sums = self._sums.get(setting)
         if sums is None:
@@ -118,15 +127,55 @@ class Fit:
         error = math.sqrt(float(np.linalg.inv(precision).diagonal().max()))
         self._spread = min(self.prior.spread, max(_LEAST_SPREAD, 1 + error))
 
+    def state(self) -> dict[str, Any]:
+        """All that was learnt, as plain lists and numbers."""
+        return {
+            "c0": self._c0.tolist(),
+            "z": self._z.tolist(),
+            "spread": self._spread,
+            "drifts": self.drifts,
+            "gains": dict(self._gains),
+            "sums": {
+                name: {"pp": sums.pp.tolist(), "pe": sums.pe.tolist(), "windows": sums.windows}
+                for name, sums in self._sums.items()
+            },
+        }
+
+    @classmethod
+    def of(cls, prior: Coefficients, state: Mapping[str, Any]) -> "Fit":
+        """Go on from what `state` gave. Where that was learnt from another prior, or cannot be understood: anew."""
+        fit = cls(prior)
+        try:
+            if state["c0"] != fit._c0.tolist():
+                return cls(prior)
+            fit._z, fit._spread, fit.drifts = _finite(state["z"], 4), float(state["spread"]), int(state["drifts"])
+            fit._gains = {str(name): float(gain) for name, gain in state["gains"].items()}
+            for name, sums in state["sums"].items():
+                fit._sums[name] = _Sums(_finite(sums["pp"], 4, 4), _finite(sums["pe"], 4), float(sums["windows"]))
+            return fit
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return cls(prior)
+
     def _watch(self, off: float) -> None:
         """Notice that predictions have come to be off: then what was learnt counts for little."""
         self._off_windows += 1
+        if self._off_windows <= 0:
+            return
         self._off += (off - self._off) / min(self._off_windows, _DRIFT_WINDOWS)
         if self._off_windows >= _DRIFT_WINDOWS and abs(self._off) > _DRIFT:
             self.drifts += 1
-            self._off, self._off_windows = 0.0, 0
+            # Not looked at again before it is learnt anew: else one change would be found twice.
+            self._off, self._off_windows = 0.0, -ENOUGH
             for sums in self._sums.values():
-                sums.fade(0.02)
+                sums.fade(min(1.0, 1 / (sums.windows or 1)))
+
+
+def _finite(numbers: Any, *shape: int) -> Floats:
+    """An array of this shape. Raises ValueError for anything else."""
+    found = np.array(numbers, dtype=np.float64).reshape(shape)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{found} is not finite")
+    return found
 
 
 def _least(precision: Floats, pull: Floats, start: Floats) -> Floats:

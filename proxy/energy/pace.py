@@ -7,6 +7,7 @@ from proxy.energy.prior import Coefficients
 from proxy.energy.work import Progress, first_token, part
 
 _ENOUGH_TOKENS = 32  # as many tell more than the prior
+_BELIEVED_STEPS = 20.0  # that each is a token, before it is known better
 _MEMORY_TOKENS = 20_000  # how much output the learned pace rests on at most: a load that changes is followed
 
 
@@ -16,6 +17,7 @@ class Pace:
     def __init__(self) -> None:
         self._marks: deque[tuple[float, float]] = deque()  # (time, steps) by the counter
         self._tokens = self._seconds = 0.0  # of attempts that ended
+        self._steps = self._seen = _BELIEVED_STEPS
 
     @property
     def last(self) -> float | None:
@@ -60,6 +62,20 @@ class Pace:
         self._seconds += max(0.0, progress.ended - first_token(progress, progress.ended, prices))
         if self._tokens > _MEMORY_TOKENS:
             self._tokens, self._seconds = self._tokens / 2, self._seconds / 2
+
+    def saw(self, counted: float | None, tokens: float) -> None:
+        """In a stretch of time the counter moved so far, while whoever got most had so many tokens."""
+        if counted is None or not tokens:
+            return
+        self._steps += counted
+        self._seen += tokens
+        if self._seen > _MEMORY_TOKENS:
+            self._steps, self._seen = self._steps / 2, self._seen / 2
+
+    @property
+    def steps_seen(self) -> float:
+        """Steps for each token of the request that got most: 1, and less where an engine makes several a step."""
+        return self._steps / self._seen
 
     def forget(self, horizon: float) -> None:
         """Nobody will ask for a time before `horizon`."""

@@ -1,25 +1,54 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
+from proxy.energy.apportion import apportion
+from proxy.energy.cpu_part import CpuPart, is_on_cpu
 from proxy.energy.fit import Fit
 from proxy.energy.foreign import Foreign
+from proxy.energy.hits import Hits
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
-from proxy.energy.share import Load, Plan, Window, busy_s, plan
-from proxy.energy.work import Progress, hold
+from proxy.energy.share import Alone, Load, Plan, Window, busy_s, plan
+from proxy.energy.work import Progress, hold, place_prompts
+
+FEW = 64  # attempts among which it matters when each came and went
+
+_RECENT_S = 10.0
 
 
 class Serving:
     """An engine's attempts that still matter, and what its own cumulative counters say over time."""
 
-    def __init__(self, name: str, devices: Sequence[str], prices: Coefficients) -> None:
-        self.name, self.devices = name, tuple(devices)
-        self.believe(prices)
+    def __init__(
+        self,
+        name: str,
+        devices: Sequence[str],
+        prices: Coefficients,
+        fit: Fit | None = None,
+        learnt: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`fit` learns in place of one of its own; `learnt` is what an earlier process knew (`Fit.state`)."""
+        self.name, self.devices, self.learnt = name, tuple(devices), learnt or {}
+        self.fit = fit or Fit.of(prices, self.learnt)
+        self.prices = self.fit.prices()
         self.has_counters = False
+        self.heard: float | None = None  # when its counters were last told
         self.attempts: list[Progress] = []
         self.started = 0  # attempts in all
-        self.pace, self.foreign = Pace(), Foreign()
+        self.pace, self.foreign, self.hits, self.cpu = Pace(), Foreign(), Hits(), CpuPart()
+
+    @property
+    def main_device(self) -> str:
+        """The one whose joules teach the prices: a GPU where there is one. The others of a group do the same again."""
+        return next((name for name in self.devices if not is_on_cpu(name)), self.devices[0] if self.devices else "")
+
+    def has_weights(self, t: float) -> bool:
+        """Whether it had its weights in memory at `t`, as far as that shows: it told its counters, or has served."""
+        if self.heard is not None:
+            return t - self.heard <= _RECENT_S
+        return self.started > 0
 
     @property
     def alike(self) -> int:
@@ -28,8 +57,16 @@ class Serving:
         return kinds.count(kinds[0]) if kinds else 0
 
     def believe(self, prices: Coefficients) -> None:
-        """Begin from these prices; what was learnt of others is forgotten."""
-        self.prices, self.fit = prices, Fit(prices)
+        """Begin from these prices. What was learnt of others is forgotten, and kept where they are the same again."""
+        if prices != self.fit.prior:
+            self.fit = Fit.of(prices, self.learnt)
+            self.prices = self.fit.prices()
+
+    def observe(self, alone: Alone, joules: float, seconds: float, setting: str) -> None:
+        """Learn from a window in which nobody else worked."""
+        self.fit.observe(alone.quantities, joules, seconds, setting)
+        if all(progress.visible for progress in self.attempts):
+            self.pace.saw(alone.counted, alone.seen)
 
     def learn(self, setting: str) -> None:
         """Use what the windows showed, under the setting of clocks and limits that holds now."""
@@ -55,10 +92,12 @@ class Serving:
                     progress.marks.pop(0)
             else:
                 self.foreign.relay(progress)
+                self.hits.relay(progress)
                 self.pace.learn(progress, self.prices)
         self.attempts = keep
         self.pace.forget(horizon)
         self.foreign.forget(horizon)
+        self.cpu.forget(horizon)
 
 
 class _View:
@@ -112,8 +151,10 @@ class Round:
         self._by_device: dict[str, list[_View]] = {}
         self._sweeps: dict[str, list[_Sweep]] = {}
         self._ahead: dict[str, list[_Sweep]] = {}
-        self._plans: dict[tuple[tuple[int, ...], float, float], Plan] = {}
+        self._plans: dict[tuple[tuple[int, ...], float, float, bool], Plan] = {}
+        self._engines: dict[str, Serving] = {}
         for engine in engines:
+            self._engines[engine.name] = engine
             view = _View(engine)
             for device in engine.devices:
                 self._by_device.setdefault(device, []).append(view)
@@ -129,13 +170,38 @@ class Round:
 
     def plan(self, window: Window) -> Plan:
         """How the window is shared."""
-        views = self._by_device.get(window.device, [])
-        key = tuple(map(id, views)), window.t0, window.t1
+        views, on_cpu = self._by_device.get(window.device, []), is_on_cpu(window.device)
+        key = tuple(map(id, views)), window.t0, window.t1, on_cpu
         if (known := self._plans.get(key)) is None:
-            sweeps = self._on(window.device, self._sweeps)
-            loads = [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
-            known = self._plans[key] = plan(loads, window.t0, window.t1, self._now, banded=self._settling)
+            known = self._plans[key] = self._on_cpu(window) if on_cpu else self._pooled(window)
         return known
+
+    def _pooled(self, window: Window) -> Plan:
+        """By the predicted work of all, whichever engine it is on."""
+        return self._plan(self._loads(window), window)
+
+    def _on_cpu(self, window: Window) -> Plan:
+        """By CPU time, as far as engines' processes are known; what these leave is the others', and nobody's else."""
+        loads = self._loads(window)
+        parts = {load.engine: self._engines[load.engine].cpu.during(window.t0, window.t1) for load in loads}
+        known = [(self._plan([load], window), part) for load in loads if (part := parts[load.engine]) is not None]
+        others = [load for load in loads if parts[load.engine] is None]
+        if not known:
+            return self._plan(others, window)
+        busy = 1.0
+        if not any(load.foreign for load in loads):
+            everybody = [progress for load in loads for progress in load.attempts]
+            busy = busy_s(everybody, window.t0, window.t1, self._now) / (window.t1 - window.t0)
+        return apportion(known, self._plan(others, window) if others else None, busy)
+
+    def _plan(self, loads: Sequence[Load], window: Window) -> Plan:
+        # Among many, one more or less makes no difference, and looking at all of them does.
+        cuts = window.cuts if sum(len(load.attempts) for load in loads) <= FEW else ()
+        return plan(loads, window.t0, window.t1, self._now, banded=self._settling, cuts=cuts)
+
+    def _loads(self, window: Window) -> list[Load]:
+        sweeps = self._on(window.device, self._sweeps)
+        return [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
 
     def _on(self, device: str, sweeps: dict[str, list[_Sweep]]) -> list[_Sweep]:
         if (known := sweeps.get(device)) is None:
@@ -147,7 +213,9 @@ class Round:
         foreign = engine.foreign.tokens(t0, t1)
         if not inside and not foreign:
             return None
+        place_prompts((p for p in inside if p.visible and p.first is not None and p.first > t0), engine.prices)
         if self._settling:
             for progress in inside:
                 hold(progress, t1, self._now, engine.prices, view.steps)
-        return Load(engine.prices, inside, foreign, engine.pace.counted(t0, t1), view.steps, engine.name)
+        pace = engine.pace
+        return Load(engine.prices, inside, foreign, pace.counted(t0, t1), view.steps, engine.name, pace.steps_seen)

@@ -2,18 +2,26 @@
 
 In window k of a device, with measured energy ΔE and every price c >= 0 (`prior.Coefficients`):
 
-    w_ik = c_step · S_k · a_ik / Σ_j a_jk  +  c_prompt · u_ik  +  c_output · d_ik  +  c_context · x_ik
+    w_ik = c_step · Σ_s S_s · p_is / Σ_j p_js  +  c_prompt · u_ik  +  c_output · d_ik  +  c_context · x_ik
     e_ik = ΔE_k · w_ik / Σ_j w_jk
 
-a: seconds in flight; S: engine steps, shared by those in flight; u: uncached prompt tokens, spread evenly from dispatch
-to first token; d: output tokens; x: Σ context length over those tokens. The shape follows how a batched engine works: a
-step reads the weights once for all, each token adds arithmetic, each token of context adds a read of the KV cache.
+S: engine steps in a slice s of the window, shared by those that took part in them, p; u: uncached prompt tokens, spread
+evenly from dispatch to first token; d: output tokens; x: Σ context length over those tokens. The shape follows how a
+batched engine works: a step reads the weights once for all, each token adds arithmetic, each token of context adds a
+read of the KV cache. It is Shapley's value of the game whose players are the requests in a step and whose worth is a
+step's energy with only some of them, where that is a constant and a sum over the requests: the constant is shared
+evenly by those in the step (Shapley 1953), which is why p counts steps and not seconds.
+
+A step takes every request that decodes on by one token. So a request took part in as many steps as it got tokens, one
+whose prompt was computed in one more, and one that waits inside of the engine in none; and who got most tells how many
+steps there were. Engines that make several tokens a step show it: the counter of steps is behind the tokens.
 
 Integers of microjoules throughout, so that shares sum to what the counter moved.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +29,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from proxy.energy.prior import Coefficients
 from proxy.energy.records import Phase
-from proxy.energy.work import Progress, Steps, work_in
+from proxy.energy.work import Progress, Steps, Work, work_in
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -61,6 +69,7 @@ class Window:
     t1: float
     delta_uj: int
     gap: bool = False
+    cuts: tuple[float, ...] = ()  # where the windows met that were joined to this one
 
 
 class Share(NamedTuple):
@@ -100,6 +109,16 @@ class Load:
     counted: float | None  # steps by the engine's counter, None without one
     steps: Steps  # steps as far as they are known, and expected where they are not
     engine: str = ""
+    steps_seen: float = 1.0  # steps for each token of the request that got most
+
+
+class Alone(NamedTuple):
+    """What one engine did in a stretch of time in which no other worked."""
+
+    engine: str
+    quantities: Floats  # steps, uncached prompt tokens, output tokens, context
+    counted: float | None  # steps by its counter
+    seen: float  # tokens of who got most, slice by slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +133,12 @@ class Plan:
     lows: Floats
     highs: Floats
     busy: float  # the part of the time in which anything was in flight
-    # Where one engine alone was at work, and all the time: which, and its steps, uncached prompt, output and context.
-    alone: tuple[str, Floats] | None
+    alone: Alone | None
+    part: float = 1.0  # of all that is busy, what this plan is about
 
-    def settle(self, window: Window) -> Settled:
-        """The window shared for good."""
-        busy_uj = self._busy_uj(window.delta_uj) if self.weights.size else 0
+    def settle(self, window: Window, idle_w: float | None = None) -> Settled:
+        """The window shared for good. `idle_w` is what the device draws with nothing in flight, where that is known."""
+        busy_uj = self._busy_uj(window, idle_w) if self.weights.size else 0
         if not busy_uj:
             return Settled(window.device, window.t0, window.t1, (), idle_uj=window.delta_uj)
         ours = len(self.parts)
@@ -136,35 +155,49 @@ class Plan:
         idle_uj, foreign_uj = window.delta_uj - busy_uj, int(split_uj[ours:].sum())
         return Settled(window.device, window.t0, window.t1, shares, idle_uj=idle_uj, foreign_uj=foreign_uj)
 
-    def predict(self, delta_uj: int) -> dict[Progress, int]:
+    def predict(self, window: Window, idle_w: float | None = None) -> dict[Progress, int]:
         """About what each attempt will get, without a band."""
         predicted: dict[Progress, int] = {}
         if total := self.weights.sum():
-            shares = (self.weights * (self._busy_uj(delta_uj) / total)).astype(np.int64).tolist()
+            shares = (self.weights * (self._busy_uj(window, idle_w) / total)).astype(np.int64).tolist()
             for (progress, _), uj in zip(self.parts, shares, strict=False):
                 if uj:
                     predicted[progress] = predicted.get(progress, 0) + uj
         return predicted
 
-    def _busy_uj(self, delta_uj: int) -> int:
-        return min(delta_uj, round(delta_uj * self.busy)) if self.busy < 1 else delta_uj
+    def _busy_uj(self, window: Window, idle_w: float | None) -> int:
+        """What is left when the time with nothing in flight has had its power, and no more than its part by time."""
+        delta_uj = window.delta_uj
+        if self.busy >= 1:
+            return delta_uj
+        idle_uj = delta_uj * (1 - self.busy)
+        if idle_w is not None:
+            idle_uj = min(idle_uj, 1e6 * idle_w * (1 - self.busy) * (window.t1 - window.t0))
+        return min(delta_uj, round(delta_uj - idle_uj))
 
 
-def plan(loads: Sequence[Load], t0: float, t1: float, now: float, banded: bool = True) -> Plan:
-    """How to share what the devices of `loads` used between `t0` and `t1`, by what is known at `now`."""
+def plan(
+    loads: Sequence[Load], t0: float, t1: float, now: float, banded: bool = True, cuts: Sequence[float] = ()
+) -> Plan:
+    """How to share what the devices of `loads` used between `t0` and `t1`, by what is known at `now`.
+
+    Steps are shared in slices, between the `cuts`: company comes and goes.
+    """
+    edges = (t0, *cuts, t1)
     parts: list[tuple[Progress, Phase]] = []
     terms: list[Floats] = []
     spreads: list[float] = []
     aliens: list[tuple[Floats, float]] = []
-    alone: tuple[str, Floats] | None = None
+    alone: Alone | None = None
     for load in loads:
-        own, predicted, alien, quantities = _predict(load, t0, t1, now)
-        parts += own
-        alone = (load.engine, quantities) if len(loads) == 1 and not load.foreign else None
-        terms.append(predicted)
-        spreads += [load.prices.spread] * len(own)
+        predicted = _predict(load, edges, now)
+        parts += predicted.own
+        if len(loads) == 1 and not load.foreign:
+            alone = Alone(load.engine, predicted.quantities, load.counted, predicted.seen)
+        terms.append(predicted.terms)
+        spreads += [load.prices.spread] * len(predicted.own)
         if load.foreign:
-            aliens.append((alien, load.prices.spread))
+            aliens.append((predicted.strangers, load.prices.spread))
     terms += [alien for alien, _ in aliens]
     spreads += [spread for _, spread in aliens]
     busy = 1.0
@@ -175,42 +208,56 @@ def plan(loads: Sequence[Load], t0: float, t1: float, now: float, banded: bool =
     if not weights.any():
         weights = np.ones_like(weights)
     lows, highs = _band(table, weights, np.array(spreads)) if banded and weights.size else (weights, weights)
-    return Plan(parts, weights, lows, highs, busy, alone if busy >= 1 else None)
+    return Plan(parts, weights, lows, highs, busy, alone)
 
 
-def _predict(
-    load: Load, t0: float, t1: float, now: float
-) -> tuple[list[tuple[Progress, Phase]], Floats, Floats, Floats]:
-    """Predicted joules, a column a price: a row for each phase of every attempt, and one of foreign work.
+class _Predicted(NamedTuple):
+    """Joules that one engine's work should have taken, a column a price."""
 
-    Last, what the engine had to do in all: steps, uncached prompt tokens, output tokens, context.
-    """
-    prices, attempts = load.prices, load.attempts
-    works = np.array([work_in(p, t0, t1, now, prices, load.steps) for p in attempts]).reshape(-1, 5)
-    prefill_s, decode_s, prompt, output, context = works.T
-    steps = load.counted
-    if steps is None:
-        steps = busy_s(attempts, t0, t1, now) / prices.step_s
-    # Foreign tokens over steps is how many strangers were in the batch on average.
-    alien_s = (t1 - t0) * load.foreign / steps if steps else 0.0
-    seconds = prefill_s.sum() + decode_s.sum() + alien_s
-    a_second = prices.step_j * steps / seconds if seconds else 0.0
+    own: list[tuple[Progress, Phase]]
+    terms: Floats  # a row for each of `own`
+    strangers: Floats  # one row
+    quantities: Floats  # steps, uncached prompt tokens, output tokens, context: of ours
+    seen: float
+
+
+def _predict(load: Load, edges: Sequence[float], now: float) -> _Predicted:
+    prices, attempts, slices = load.prices, load.attempts, len(edges) - 1
+    works = [[work_in(p, a, b, now, prices, load.steps) for p in attempts] for a, b in pairwise(edges)]
+    table = np.array(works).reshape(slices, len(attempts), len(Work._fields))
+    spent_s, took = table[:, :, 0:2], table[:, :, 2:4]
+    prompt, output, context = table[:, :, 4:].sum(axis=0).T
+    seen, alien = took.sum(axis=2).max(axis=1, initial=0.0), np.full(slices, load.foreign / slices)
+    if seen.any():
+        steps = seen * load.steps_seen
+        took = np.minimum(took, steps[:, None, None])  # nobody in more steps than there were
+    else:  # no token was seen: who was there was in every step
+        counted = load.counted
+        if counted is None:
+            counted = busy_s(attempts, edges[0], edges[-1], now) / prices.step_s
+        lengths_s = np.diff(edges)
+        steps = counted * lengths_s / (lengths_s.sum() or 1.0)
+        # Foreign tokens over steps is how many strangers were in the batch on average.
+        took, alien = spent_s, lengths_s * (load.foreign / counted if counted else 0.0)
+    company = took.sum(axis=(1, 2)) + alien
+    step_j = np.divide(prices.step_j * steps, company, out=np.zeros(slices), where=company > 0)
     terms = np.zeros((2, len(attempts), 4))
-    terms[0, :, _STEPS], terms[0, :, _PROMPT] = a_second * prefill_s, prices.prompt_j * prompt
-    terms[1, :, _STEPS] = a_second * decode_s
+    terms[:, :, _STEPS] = np.einsum("s,sap->pa", step_j, took)
+    terms[0, :, _PROMPT] = prices.prompt_j * prompt
     terms[1, :, _OUTPUT], terms[1, :, _CONTEXT] = prices.output_j * output, prices.context_j * context
-    alien = np.array([[a_second * alien_s, 0.0, prices.output_j * load.foreign, 0.0]])
+    strangers = np.array([[float(step_j @ alien), 0.0, prices.output_j * load.foreign, 0.0]])
     worked = np.any(terms, axis=2)
     if not worked.any() and not load.foreign:  # nothing is known but that they were there
-        terms[0, :, _STEPS], terms[1, :, _STEPS] = prefill_s, decode_s
+        terms[:, :, _STEPS] = spent_s.sum(axis=0).T
         worked = np.any(terms, axis=2)
     own = [
         (attempts[index], phase)
         for phase, row in ((Phase.PREFILL, worked[0]), (Phase.DECODE, worked[1]))
         for index in np.flatnonzero(row).tolist()
     ]
-    quantities = np.array([steps, prompt.sum(), output.sum(), context.sum()])
-    return own, np.concatenate((terms[0, worked[0]], terms[1, worked[1]])), alien, quantities
+    quantities = np.array([steps.sum(), prompt.sum(), output.sum(), context.sum()])
+    rows = np.concatenate((terms[0, worked[0]], terms[1, worked[1]]))
+    return _Predicted(own, rows, strangers, quantities, float(seen.sum()))
 
 
 def busy_s(attempts: Sequence[Progress], t0: float, t1: float, now: float) -> float:

@@ -1,11 +1,14 @@
 """What one attempt did in a stretch of time: seconds, prompt tokens, output tokens, context read."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from proxy.energy.prior import Coefficients
+
+CHUNK = 8192  # tokens of a prompt that a step takes at most: vLLM's default on large cards
+_TOGETHER_S = 0.004  # first tokens of one step reach the gateway within
 
 Steps = Callable[[float, float], float]  # engine steps between two times
 
@@ -15,9 +18,10 @@ class Progress:
     """One attempt as it runs; the data plane writes, attribution reads. Times are Unix seconds.
 
     `frames` counts content frames seen so far; `marks` are (time, frames) at readings. Token counts are null until the
-    engine's usage is known. `prompt_guess` stands in for the prompt's length until then. Of an attempt without a stream
-    `marks` are (time, output tokens) and `first_guess` is its first token, both as they were guessed for windows that
-    could wait no longer (`hold`).
+    engine's usage is known. `prompt_guess` stands in for the prompt's length until then, and `cached_guess` for its
+    cached part as long as no usage tells it (`hits`). Of an attempt without a stream `marks` are (time, output tokens)
+    and `first_guess` is its first token, both as they were guessed for windows that could wait no longer (`hold`).
+    `begun` is when its prompt was begun, where that shows (`place_prompts`).
     """
 
     request_id: str
@@ -34,6 +38,9 @@ class Progress:
     output_tokens: int | None = None
     marks: list[tuple[float, float]] = field(default_factory=list)
     first_guess: float | None = None
+    cached_guess: int = 0
+    begun: float | None = None
+    ticks: list[float] | None = None  # when each frame came, while a trace is recorded
 
     @property
     def visible(self) -> bool:
@@ -44,7 +51,7 @@ class Progress:
     def uncached(self) -> int:
         """Prompt tokens that the engine had to compute, as far as that is known."""
         prompt = self.prompt_tokens if self.prompt_tokens is not None else self.prompt_guess
-        return max(0, prompt - (self.cached_tokens or 0))
+        return max(0, prompt - (self.cached_guess if self.cached_tokens is None else self.cached_tokens))
 
     def overlaps(self, t0: float, t1: float) -> bool:
         return self.dispatched < t1 and (self.ended is None or self.ended > t0)
@@ -76,10 +83,13 @@ def part(t: float, t0: float, t1: float) -> float:
 
 
 class Work(NamedTuple):
-    """One attempt's part in one window: seconds before and after its first token, tokens, and context read."""
+    """One attempt's part in one window, before and after its first token: seconds, engine steps that it took part in,
+    tokens, and context read."""
 
     prefill_s: float
     decode_s: float
+    prefill_steps: float
+    decode_steps: float
     prompt: float  # uncached prompt tokens
     output: float
     context: float  # Σ over output tokens of the context length
@@ -94,15 +104,19 @@ def work_in(
     the usage is spread evenly, and while there is no usage a token is made with every step of the engine. `steps`
     counts those; without it they come at the prior's pace. A running stream's prompt lasts until `now` at least, as
     long as no token was seen.
+
+    A step makes one token of each attempt that it decodes, so tokens tell how many steps an attempt took part in. Its
+    first one comes with the last step of its prompt. Who waits inside of the engine takes part in none.
     """
     start, end = progress.dispatched, progress.ended if progress.ended is not None else max(now, t1)
     prompt = progress.prompt_tokens if progress.prompt_tokens is not None else progress.prompt_guess
     first = first_token(progress, end, prices)
-    if t0 <= start and end <= t1 and progress.ended is not None and progress.output_tokens:
+    if t0 < start < end <= t1 and progress.ended is not None and progress.output_tokens:
         # All of it, as with most requests that are shorter than a window: nothing needs to be placed.
-        tokens = progress.output_tokens
+        tokens, uncached = progress.output_tokens, computed(progress, prices)
         prefill_s = max(0.0, min(first, end) - start)
-        return Work(prefill_s, end - start - prefill_s, progress.uncached, tokens, tokens * (prompt + tokens / 2))
+        times = prefill_s, end - start - prefill_s
+        return Work(*times, 1 + uncached // CHUNK, tokens - 1, uncached, tokens, tokens * (prompt + tokens / 2))
     if not progress.visible:
         before = _guessed(progress, t0, first, end, prices, steps)
         after = _guessed(progress, t1, first, end, prices, steps)
@@ -116,11 +130,21 @@ def work_in(
     tokens = max(0.0, after - before)
     low, high = max(t0, start), min(t1, end)
     seconds = max(0.0, high - low)
-    prefill_s, uncached = 0.0, 0.0
+    prefill_s, read = 0.0, 0.0
     if t0 <= first:
         prefill_s = min(seconds, max(0.0, min(first, high) - low))
-        uncached = progress.uncached * (part(t1, start, first) - part(t0, start, first))
-    return Work(prefill_s, seconds - prefill_s, uncached, tokens, tokens * (prompt + (before + after) / 2))
+        begun = start if progress.begun is None else progress.begun
+        read = part(t1, begun, first) - part(t0, begun, first)
+    uncached = computed(progress, prices)
+    return Work(
+        prefill_s,
+        seconds - prefill_s,
+        read * (1 + uncached // CHUNK),
+        max(0.0, after - 1) - max(0.0, min(before, after) - 1),
+        read * uncached,
+        tokens,
+        tokens * (prompt + (before + after) / 2),
+    )
 
 
 def first_token(progress: Progress, end: float, prices: Coefficients) -> float:
@@ -141,6 +165,37 @@ def first_token(progress: Progress, end: float, prices: Coefficients) -> float:
     # Who waited longer than the prices say did so among others, which slows every token; who was faster, was in both.
     whole_s = prompt_s + (output or 0) * prices.step_s
     return progress.dispatched + prompt_s * min(1.0, (end - progress.dispatched) / (whole_s or 1.0))
+
+
+def computed(progress: Progress, prices: Coefficients) -> float:
+    """Prompt tokens that the engine had to compute. Where it does not say how many it found in its cache: no more than
+    it can have computed until the first token."""
+    if progress.cached_tokens is None and progress.visible and progress.first is not None and prices.prompt_s:
+        return min(progress.uncached, (progress.first - progress.dispatched) / prices.prompt_s)
+    return progress.uncached
+
+
+def place_prompts(attempts: Iterable[Progress], prices: Coefficients) -> None:
+    """Say when the prompts were begun of these attempts, whose first tokens are seen.
+
+    A prompt waits inside of the engine until the steps before it are over. Those whose first tokens come together were
+    computed together, in the time that their tokens take by the price.
+    """
+    batch: list[Progress] = []
+    for progress in sorted(attempts, key=lambda p: p.first or 0.0):
+        if batch and (progress.first or 0.0) - (batch[0].first or 0.0) > _TOGETHER_S:
+            _place(batch, prices)
+            batch = []
+        batch.append(progress)
+    _place(batch, prices)
+
+
+def _place(batch: Sequence[Progress], prices: Coefficients) -> None:
+    tokens = sum(computed(progress, prices) for progress in batch)
+    for progress in batch:
+        if progress.first is not None:
+            begun = progress.first - prices.step_s - prices.prompt_s * tokens
+            progress.begun = min(progress.first, max(progress.dispatched, begun))
 
 
 def hold(progress: Progress, t: float, now: float, prices: Coefficients, steps: Steps) -> None:

@@ -33,7 +33,8 @@ def gateway(make_gateway: Callable[..., Gateway], make_engine: Callable[..., Eng
         engine = make_engine("stub-7b")
         engine.script(echo=True)
         engines.append({"name": name, "kind": "vllm", "url": engine.url})
-    return make_gateway({"engines": engines}, flags=("--verbose",))
+    config = {"engines": engines, "energy": {"record": "trace.jsonl"}}
+    return make_gateway(config, flags=("--verbose",))
 
 
 def marked(canary: Callable[[str], str], **more: Any) -> dict[str, Any]:
@@ -84,7 +85,8 @@ def test_content_leaves_no_trace(gateway: Gateway) -> None:
     assert not [text for text in public if mark in text]
     gateway.stop()
     kept = [file for file in gateway.folder.rglob("*") if file.is_file()]
-    assert {file.name for file in kept} >= {"ledger.sqlite", "err.txt", "out.txt"}
+    assert {file.name for file in kept} >= {"ledger.sqlite", "err.txt", "out.txt", "trace.jsonl"}
+    assert '"kind":"request"' in (gateway.folder / "trace.jsonl").read_text()
     assert not [file for file in kept if mark.encode() in file.read_bytes()]
 
 

@@ -214,6 +214,7 @@ def test_nothing_is_remembered_of_what_is_settled() -> None:
             for progress in both:
                 world.end(progress, 100, 5)
         world.run(7.0)
+        world.attribution.floors.clear()  # which keep some idle windows for good
         sizes.append(len(pickle.dumps(world.attribution)))
     assert max(sizes) - min(sizes) < 200
 
@@ -287,27 +288,83 @@ def test_equal_requests_get_equal_shares(streamed: bool) -> None:
 
 def test_the_shares_follow_the_formula() -> None:
     world = with_counters(steps={"e1": 0.0})
-    small, large = world.start(prompt=0), world.start(prompt=0)
-    world.relay(small, 1)
-    world.relay(large, 1)
+    short, long = world.start(prompt=0), world.start(prompt=5000)
+    world.relay(short, 1)
+    world.relay(long, 1)
     world.run(1.0, step_s=1.0)
-    small.frames, large.frames, world.steps = 11, 91, {"e1": 10.0}
+    short.frames, long.frames, world.steps = 21, 21, {"e1": 20.0}
     world.run(1.0, step_s=1.0)
-    for progress in (small, large):
-        world.end(progress, 0, progress.frames)
+    world.end(short, 0, 21)
+    world.end(long, 5000, 21)
     world.finish()
-    # In the second window 10 steps are shared by two, and 10 and 90 tokens have 1 to 11 and 1 to 91 before them.
+    # In the second window 20 steps are shared by two, and their 20 tokens have 1 to 21 before them, and a prompt.
     window = next(window for window in world.settled if window.t0 == 1001.0)
     decode = {share.progress: share.uj for share in window.shares if share.phase is Phase.DECODE}
-    small_j, large_j = (10.0 + 0.025 * n + 0.00007 * n * (1 + 1 + n) / 2 for n in (10, 90))
-    assert decode[small] / decode[large] == pytest.approx(small_j / large_j, rel=1e-6)
+    short_j, long_j = (20.0 + 0.025 * 20 + 0.00007 * 20 * (prompt + 11) for prompt in (0, 5000))
+    assert decode[short] / decode[long] == pytest.approx(short_j / long_j, rel=1e-6)
+
+
+def test_steps_are_paid_by_those_that_took_part_in_them() -> None:
+    """One decodes all the time, one waits inside of the engine, one has its prompt computed in a single step."""
+    world = with_counters(steps={"e1": 0.0})
+    decoding, waiting, prefilling = world.start(prompt=0), world.start(prompt=0), world.start(prompt=0)
+    for _ in range(10):
+        world.relay(decoding, 20)
+        assert world.steps is not None
+        world.steps["e1"] += 20
+        world.run(0.1)
+    world.relay(prefilling, 1)
+    for progress in world.attempts:
+        world.end(progress, 0, progress.frames)
+    world.finish()
+    assert world.uj(waiting) + world.uj(prefilling) < 0.03 * world.uj(decoding)
+    assert world.uj(prefilling) > 0
+
+
+def test_who_came_for_the_end_of_a_window_pays_for_its_end_alone() -> None:
+    world = with_counters(steps={"e1": 0.0})
+    alone = world.start(prompt=0)
+    for tick in range(10):
+        if tick == 5:
+            world.start(prompt=0)
+        for progress in world.attempts:
+            world.relay(progress, 20)
+        assert world.steps is not None
+        world.steps["e1"] += 20
+        world.run(0.1, power_w=500)
+    for progress in world.attempts:
+        world.end(progress, 0, progress.frames)
+    world.finish()
+    first = next(window for window in world.settled if window.shares)
+    assert first.t1 - first.t0 == pytest.approx(0.5), "settled together"
+    assert world.uj(alone) / 1e6 == pytest.approx(500 * 0.75, rel=0.05)
+
+
+def test_several_tokens_a_step_do_not_make_more_steps() -> None:
+    """One gets three tokens of every step and the other one: both take part in all of them."""
+    world = with_counters(steps={"e1": 0.0})
+    fast, slow = world.start(prompt=0), world.start(prompt=0)
+    for _ in range(300):
+        world.relay(fast, 30)
+        world.relay(slow, 10)
+        world.made["e1"] += 40
+        assert world.steps is not None
+        world.steps["e1"] += 10
+        world.run(0.1)
+    for progress in world.attempts:
+        world.end(progress, 0, progress.frames)
+    world.finish()
+    late = [window for window in world.settled if window.shares][-20:]
+    fast_uj, slow_uj = (sum(s.uj for w in late for s in w.shares if s.progress is one) for one in (fast, slow))
+    # 10 J of steps each, and 3 and 1 tokens a step with 9 and 3 thousand tokens before them at the end.
+    assert slow_uj / fast_uj > 0.35
 
 
 def test_a_cancelled_attempt_keeps_its_joules() -> None:
     world = World()
     stream, whole = world.start(), world.start(streamed=False)
     world.run(1.0)
-    world.relay(stream, 3)
+    world.relay(stream, 200)
     world.run(1.0)
     world.end(stream)
     world.end(whole)

@@ -78,7 +78,8 @@ def test_one_plan_shares_any_number_of_windows_without_loss(shared: Plan, deltas
 
 @given(plans(), st.integers(0, 10**9))
 def test_what_is_predicted_is_what_would_be_settled(shared: Plan, delta_uj: int) -> None:
-    settled, predicted = shared.settle(Window("d", 0.0, 1.0, delta_uj)), shared.predict(delta_uj)
+    window = Window("d", 0.0, 1.0, delta_uj)
+    settled, predicted = shared.settle(window), shared.predict(window)
     for progress in {share.progress for share in settled.shares} | set(predicted):
         uj = sum(share.uj for share in settled.shares if share.progress is progress)
         assert abs(predicted.get(progress, 0) - uj) <= 4

@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from proxy.energy.prior import Coefficients
-from proxy.energy.work import Progress, Work, hold, part, work_in
+from proxy.energy.work import CHUNK, Progress, Work, computed, hold, part, place_prompts, work_in
 
 PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")
 TIMES = st.floats(0, 100) | st.integers(0, 100).map(float)
@@ -30,17 +30,16 @@ def attempts(draw: st.DrawFn) -> Progress:
     return progress
 
 
-def known(progress: Progress) -> tuple[int, int]:
+def known(progress: Progress) -> tuple[float, int]:
     """Uncached prompt tokens and output tokens, by what is known of an ended attempt."""
-    prompt = progress.prompt_guess if progress.prompt_tokens is None else progress.prompt_tokens
     output = progress.frames if progress.output_tokens is None else progress.output_tokens
-    return prompt - (progress.cached_tokens or 0), output
+    return computed(progress, PRICES), output
 
 
 def summed(progress: Progress, cuts: list[float]) -> Work:
     works = [work_in(progress, t0, t1, cuts[-1], PRICES) for t0, t1 in pairwise(cuts)]
     for work in works:
-        assert min(work.prefill_s, work.decode_s, work.prompt, work.output, work.context) >= 0
+        assert min(work) >= 0
     return Work(*map(math.fsum, zip(*works, strict=True)))
 
 
@@ -51,6 +50,8 @@ def test_however_time_is_cut_the_work_sums_to_the_usage(progress: Progress, cuts
     assert progress.ended is not None
     assert total.prompt == pytest.approx(prompt, rel=1e-9, abs=1e-9)
     assert total.output == pytest.approx(output, rel=1e-9, abs=1e-9)
+    assert total.decode_steps == pytest.approx(max(0, output - 1), rel=1e-9, abs=1e-9)
+    assert total.prefill_steps == pytest.approx(1 + prompt // CHUNK)
     assert total.prefill_s + total.decode_s == pytest.approx(progress.ended - progress.dispatched, abs=1e-9)
 
 
@@ -103,6 +104,32 @@ def test_the_prompt_is_spread_until_the_first_token_and_its_cached_part_costs_no
     assert after.context == 5.0 * (100 + 2.5)  # cached tokens are read all the same
 
 
+def streamed(first: float, prompt: int, cached: int | None = 0, dispatched: float = 0.0) -> Progress:
+    return Progress("r", 1, "e", dispatched, first=first, prompt_tokens=prompt, cached_tokens=cached)
+
+
+def test_a_prompt_is_computed_in_the_time_before_its_first_token_that_its_price_says() -> None:
+    progress = streamed(first=1.0, prompt=4000)
+    place_prompts([progress], PRICES)
+    assert progress.begun == pytest.approx(1.0 - 4000 * PRICES.prompt_s - PRICES.step_s)
+    assert work_in(progress, 0.0, 0.8, 2.0, PRICES).prompt == 0, "it waited"
+    assert work_in(progress, 0.8, 1.0, 2.0, PRICES).prompt == 4000
+
+
+def test_prompts_whose_first_tokens_come_together_were_computed_together() -> None:
+    batch, later = [streamed(1.0, 4000), streamed(1.001, 2000, dispatched=0.95)], streamed(1.2, 1000)
+    place_prompts([later, *batch], PRICES)
+    took_s = 6000 * PRICES.prompt_s + PRICES.step_s
+    assert [batch[0].begun, batch[1].begun] == pytest.approx([1.0 - took_s, 0.95]), "not before it was there"
+    assert later.begun == pytest.approx(1.2 - 1000 * PRICES.prompt_s - PRICES.step_s)
+
+
+def test_what_was_found_in_the_cache_and_not_told_of_shows_in_the_time_to_the_first_token() -> None:
+    assert computed(streamed(first=0.01, prompt=3000, cached=None), PRICES) == pytest.approx(0.01 / PRICES.prompt_s)
+    assert computed(streamed(first=5.0, prompt=3000, cached=None), PRICES) == 3000
+    assert computed(streamed(first=0.01, prompt=3000), PRICES) == 3000, "who says 0 means it"
+
+
 def test_without_a_stream_the_price_of_the_prompt_places_the_first_token() -> None:
     progress = Progress("r", 1, "e", 0.0, streamed=False, ended=10.0, prompt_tokens=40_000, output_tokens=50)
     assert work_in(progress, 0.0, 10.0, 10.0, PRICES).prefill_s == pytest.approx(1.0)
@@ -118,14 +145,14 @@ def test_who_was_faster_than_the_prices_was_so_in_prompt_and_output() -> None:
 
 def test_no_output_means_that_all_of_it_was_prompt() -> None:
     progress = Progress("r", 1, "e", 0.0, streamed=False, ended=10.0, prompt_tokens=100, output_tokens=0)
-    assert work_in(progress, 0.0, 10.0, 10.0, PRICES) == Work(10.0, 0.0, 100.0, 0.0, 0.0)
+    assert work_in(progress, 0.0, 10.0, 10.0, PRICES) == Work(10.0, 0.0, 1.0, 0.0, 100.0, 0.0, 0.0)
 
 
 def test_an_unseen_attempt_makes_a_token_a_step_after_its_prompt() -> None:
     progress = Progress("r", 1, "e", 0.0, prompt_guess=40_000, streamed=False)
-    assert work_in(progress, 0.0, 1.0, 9.0, PRICES, tenfold) == Work(1.0, 0.0, 40_000.0, 0.0, 0.0)
+    assert work_in(progress, 0.0, 1.0, 9.0, PRICES, tenfold) == Work(1.0, 0.0, 5.0, 0.0, 40_000.0, 0.0, 0.0)
     work = work_in(progress, 1.0, 3.0, 9.0, PRICES, tenfold)
-    assert work == Work(0.0, 2.0, 0.0, 20.0, 20 * (40_000 + 10))
+    assert work == Work(0.0, 2.0, 0.0, 19.0, 0.0, 20.0, 20 * (40_000 + 10))
     assert work_in(progress, 1.0, 3.3, 9.0, PRICES).output == pytest.approx(2.3 / 0.0046)
     progress.ended = 2.0  # without a usage: a client that left
     assert work_in(progress, 0.0, 9.0, 9.0, PRICES, tenfold).output == 10
@@ -169,7 +196,7 @@ def test_a_stream_that_nobody_asked_for_is_seen() -> None:
 def test_before_the_first_token_the_guessed_prompt_lasts_until_now() -> None:
     progress = Progress("r", 1, "e", dispatched=0.0, prompt_guess=40)
     work = work_in(progress, 0.0, 1.0, now=4.0, prices=PRICES)
-    assert work == Work(1.0, 0.0, 10.0, 0.0, 0.0)
+    assert work == Work(1.0, 0.0, 0.25, 0.0, 10.0, 0.0, 0.0)
 
 
 def test_the_prompt_of_a_stream_takes_the_time_that_its_price_says_at_least() -> None:
@@ -179,7 +206,7 @@ def test_the_prompt_of_a_stream_takes_the_time_that_its_price_says_at_least() ->
 
 def test_an_attempt_of_no_length_does_nothing_anywhere_else() -> None:
     progress = Progress("r", 1, "e", dispatched=1.0, ended=1.0, prompt_tokens=5, output_tokens=0)
-    assert work_in(progress, 2.0, 3.0, 3.0, PRICES) == Work(0.0, 0.0, 0.0, 0.0, 0.0)
+    assert work_in(progress, 2.0, 3.0, 3.0, PRICES) == Work(*[0.0] * 7)
 
 
 @given(TIMES, TIMES, TIMES)
