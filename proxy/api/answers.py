@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
-from proxy.energy.records import Outcome, Quality
+from proxy.energy.records import Outcome, Quality, Waste
 
 
 def _shown(state: str) -> str:
@@ -31,6 +31,19 @@ class Energy(BaseModel):
     quality: Quality | None
 
 
+class Worth(BaseModel):
+    """What of the joules bought nothing (they are within `joules`), and what was not spent (it is in no sum).
+
+    Saved joules are prompt tokens found in the prefix cache times the engine's price of one that is not; their quality
+    is `estimated` while that price is not yet fitted to the engine.
+    """
+
+    joules_wasted: float | None
+    wasted_by_reason: dict[Waste, float]
+    saved_joules: float | None
+    saved_quality: Quality | None
+
+
 class Tokens(BaseModel):
     prompt_tokens: int
     cached_tokens: int
@@ -45,7 +58,7 @@ class Step(BaseModel):
     output_tokens: int
 
 
-class Workflow(Energy, Tokens):
+class Workflow(Energy, Worth, Tokens):
     """The totals of one workflow of one tenant. `runs` counts segments, `mean_duration_s` is over the ended ones."""
 
     tenant: str
@@ -57,7 +70,6 @@ class Workflow(Energy, Tokens):
     refused: int
     joules_per_run: float | None
     joules_per_output_token: float | None
-    joules_wasted: float | None
     mean_duration_s: float | None
     by_component: dict[str, float]
     by_step: dict[str, Step]
@@ -80,7 +92,7 @@ class RunHead(BaseModel):
     duration_s: float
 
 
-class RunSummary(RunHead, Energy, Tokens):
+class RunSummary(RunHead, Energy, Worth, Tokens):
     requests: int
 
 
@@ -88,7 +100,7 @@ class Runs(BaseModel):
     runs: list[RunSummary]
 
 
-class Request(Energy):
+class Request(Energy, Worth):
     """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`."""
 
     id: str
@@ -126,7 +138,7 @@ class RequestAlone(Request):
     segment: int
 
 
-class Run(RunHead, Energy):
+class Run(RunHead, Energy, Worth):
     """The newest segment of a run. `joules` are settled; `open_joules` are predicted and still to be settled."""
 
     settled: bool

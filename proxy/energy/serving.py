@@ -23,6 +23,12 @@ class Serving:
         self.started = 0  # attempts in all
         self.pace, self.foreign = Pace(), Foreign()
 
+    @property
+    def alike(self) -> int:
+        """How many of its devices are of the first one's kind: the price of work is learnt on that one alone."""
+        kinds = [name.rpartition("/")[2].partition(":")[0] for name in self.devices]
+        return kinds.count(kinds[0]) if kinds else 0
+
     def believe(self, prices: Coefficients) -> None:
         """Begin from these prices; what was learnt of others is forgotten."""
         self.prices, self.fit = prices, Fit(prices)
