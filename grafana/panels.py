@@ -185,7 +185,8 @@ ENERGY_ROW = Row(
         ),
         Panel(
             "Wasted joules in this range",
-            "Within the above: attempts that were cancelled, failed or had to be retried.",
+            "Within the above: attempts that were cancelled, failed, had to be retried, lost their gateway, or were "
+            "stopped by a budget.",
             "joule",
             "bars",
             (
@@ -195,12 +196,23 @@ ENERGY_ROW = Row(
             ),
         ),
         Panel(
+            "Joules saved by the prefix cache in this range",
+            "In no other figure: cached prompt tokens times the price of one that is not.",
+            "joule",
+            "bars",
+            (
+                Query(
+                    over_range("joulegate_saved_joules_total", "workflow, quality", WORKFLOW),
+                    "{{workflow}} ({{quality}})",
+                ),
+            ),
+        ),
+        Panel(
             "Power by step",
             "Which role in a workflow spends it.",
             "watt",
             "stack",
             (Query(per_second(ENERGY, "workflow, step, quality", BOTH), "{{workflow}} / {{step}} ({{quality}})"),),
-            width=12,
         ),
         Panel(
             "Power by engine and component",
@@ -208,7 +220,6 @@ ENERGY_ROW = Row(
             "watt",
             "stack",
             (Query(per_second(ENERGY, "engine, component, quality", BOTH), "{{engine}} {{component}} ({{quality}})"),),
-            width=12,
         ),
     ),
 )

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from proxy.energy import learnt
 from proxy.energy.ledger_reader import LedgerReader, worst
-from proxy.energy.records import Quality
+from proxy.energy.records import Quality, Waste
 from proxy.energy.views import Views, moved
 
 _UNITS = {-6: "µJ", -3: "mJ", 0: "J", 3: "kJ", 6: "MJ", 9: "GJ"}
@@ -36,7 +36,7 @@ def show(
     pue: Mapping[str, float] | None = None,
     engines: Mapping[str, str] | None = None,
 ) -> None:
-    """Print workflows, devices and waste. Raises LedgerError when the ledger cannot be read.
+    """Print workflows, devices, waste and savings. Raises LedgerError when the ledger cannot be read.
 
     `pue` and `engines` (the host of each) are the configuration's, for what the whole machine took.
     """
@@ -53,7 +53,11 @@ def show(
         console.print(f"No workflow has run yet: the ledger {reader.path} holds no request.", markup=False)
     else:
         console.print(workflow_table(workflows))
+        if any(row["joules_wasted"] or row["saved_joules"] for row in workflows):
+            console.print(worth_table(workflows))
         console.print(waste(workflows))
+        if text := savings(workflows):
+            console.print(text)
     if devices:
         console.print(device_table(devices))
         for line in whole(views):
@@ -95,6 +99,26 @@ def workflow_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def worth_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What of each workflow's joules bought nothing, and why, and what the prefix cache saved besides."""
+    reasons = [reason.value for reason in Waste if any(row["wasted_by_reason"].get(reason) for row in rows)]
+    table = Table(title="Wasted and saved", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("workflow", no_wrap=True)
+    for heading in ("joules", "wasted", *reasons, "saved"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    several_tenants = len({row["tenant"] for row in rows}) > 1
+    for row in rows:
+        wasted_j, by_reason = row["joules_wasted"], row["wasted_by_reason"]
+        table.add_row(
+            escape(f"{row['tenant']}/{row['workflow']}" if several_tenants else row["workflow"]),
+            joules_text(row["joules"], row["quality"]),
+            "-" if wasted_j is None else _percent(wasted_j, row["joules"]),
+            *(joules_text(by_reason.get(reason), row["quality"]) for reason in reasons),
+            joules_text(row["saved_joules"], row["saved_quality"] or row["quality"]),
+        )
+    return table
+
+
 def device_table(devices: Mapping[str, Mapping[str, Any]]) -> Table:
     """What became of each device's counter, in shares of it."""
     table = Table(title="Devices", title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
@@ -120,10 +144,21 @@ def waste(rows: Sequence[Mapping[str, Any]]) -> str:
         return "No counter saw what these workflows did: name the engines' devices in the configuration."
     wasted_j, total_j = (sum(row[key] for row in known) for key in ("joules_wasted", "joules"))
     if not wasted_j:
-        return "No joule went into attempts that failed or were cancelled."
+        return "No joule went into attempts that bought nothing."
     quality = Quality.ESTIMATED if any(row["quality"] == Quality.ESTIMATED for row in rows) else None
     wasted, total = joules_text(wasted_j, quality), joules_text(total_j, quality)
-    return f"{wasted} of {total} ({_percent(wasted_j, total_j)}) went into attempts that failed or were cancelled."
+    return f"{wasted} of {total} ({_percent(wasted_j, total_j)}) went into attempts that bought nothing."
+
+
+def savings(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the prefix cache saved, in one sentence; empty where it saved nothing."""
+    saved_j = sum(row["saved_joules"] or 0.0 for row in rows)
+    if not saved_j:
+        return ""
+    estimated = any(row["saved_quality"] == Quality.ESTIMATED for row in rows)
+    why = "by a price that is not fitted to the engine yet" if estimated else "by the engine's fitted price"
+    text = joules_text(saved_j, Quality.ESTIMATED if estimated else None)
+    return f"{text} were not spent, {why}: prompt tokens found in the prefix cache. No other figure has them in it."
 
 
 def whole(views: Views) -> list[str]:

@@ -30,13 +30,21 @@ class Run:
     until the figures of all calls made so far are settled, and raise EnergyUnavailable where these cannot be had.
     """
 
-    def __init__(self, workflow: str, run_id: str, step: str | None, gateway: Gateway, key: str | None) -> None:
+    def __init__(
+        self,
+        workflow: str,
+        run_id: str,
+        step: str | None,
+        gateway: Gateway,
+        key: str | None,
+        budget_j: float | None = None,
+    ) -> None:
         self.workflow = workflow
         self.id = run_id
         self._gateway = gateway
         self._authorization = f"Bearer {key.strip()}" if key else None
         self._traffic = Traffic()
-        whole = Scope.of_run(gateway.origin, run_id, workflow, self._traffic)
+        whole = Scope.of_run(gateway.origin, run_id, workflow, self._traffic, budget_j)
         self._scope = whole.at_step(step) if step is not None else whole
         self._token: Token[Scope | None] | None = None
         self._final: Report | None = None
@@ -177,7 +185,13 @@ class Run:
 
 
 def run(
-    workflow: str, *, id: str | None = None, step: str | None = None, url: str | None = None, key: str | None = None
+    workflow: str,
+    *,
+    id: str | None = None,
+    step: str | None = None,
+    url: str | None = None,
+    key: str | None = None,
+    budget_j: float | None = None,
 ) -> Run:
     """A run of `workflow`, to be used as `with joulegate.run("search") as r:` (or `async with`).
 
@@ -186,7 +200,8 @@ def run(
 
     `id` names the run (default: a new one), `step` is the step of calls outside any `step(...)`. `url` is the gateway's
     (default: JOULEGATE_URL, then http://127.0.0.1:8080); `key` reads the figures (default: JOULEGATE_KEY, then the one
-    that the client's own calls carried). Raises ValueError for what cannot be a header or a URL.
+    that the client's own calls carried). `budget_j` is how many joules the run may spend: then the gateway refuses its
+    calls (429, `run_budget_spent`). Raises ValueError for what cannot be a header, a URL or a budget.
     """
     return Run(
         workflow,
@@ -194,6 +209,7 @@ def run(
         step,
         Gateway.at(url or os.environ.get("JOULEGATE_URL") or DEFAULT_URL),
         key or os.environ.get("JOULEGATE_KEY"),
+        budget_j,
     )
 
 

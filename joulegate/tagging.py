@@ -26,6 +26,7 @@ NAME_HEADER = "X-Workflow-Name"
 STEP_HEADER = "X-Workflow-Step"
 NODE_HEADER = "X-Workflow-Node"
 PARENT_HEADER = "X-Workflow-Parent"
+BUDGET_HEADER = "X-Workflow-Budget"
 CLIENT_PACKAGES = ("httpx", "httpx2")
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1", "0.0.0.0"})
 DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -67,14 +68,20 @@ class Scope:
     traffic: Traffic
 
     @classmethod
-    def of_run(cls, gateway: Origin, run_id: str, workflow: str, traffic: Traffic) -> Self:
-        return cls(
-            gateway, {RUN_HEADER: _checked(RUN_HEADER, run_id), NAME_HEADER: _checked(NAME_HEADER, workflow)}, traffic
-        )
+    def of_run(
+        cls, gateway: Origin, run_id: str, workflow: str, traffic: Traffic, budget_j: float | None = None
+    ) -> Self:
+        headers = {RUN_HEADER: _checked(RUN_HEADER, run_id), NAME_HEADER: _checked(NAME_HEADER, workflow)}
+        if budget_j is not None:
+            if not 1e-6 <= budget_j <= 1e12:
+                raise ValueError(f"a budget is a number of joules, more than 0, not {budget_j!r}")
+            headers[BUDGET_HEADER] = repr(float(budget_j))
+        return cls(gateway, headers, traffic)
 
     def at_step(self, step: str, node: str | None = None, parents: Sequence[str] = ()) -> Self:
         """The same run at a step, with nothing of the step, node and parents that were said before."""
-        headers = {name: self.headers[name] for name in (RUN_HEADER, NAME_HEADER)}
+        of_run = (RUN_HEADER, NAME_HEADER, BUDGET_HEADER)
+        headers = {name: self.headers[name] for name in of_run if name in self.headers}
         headers[STEP_HEADER] = _checked(STEP_HEADER, step)
         if node is not None:
             headers[NODE_HEADER] = _checked(NODE_HEADER, node)

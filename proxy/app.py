@@ -17,6 +17,7 @@ from proxy.affinity import affinity
 from proxy.api import admin
 from proxy.api import energy as energy_api
 from proxy.bounds import head_bytes
+from proxy.budget import Standing, tightest
 from proxy.config import Config, ConfigError
 from proxy.control.actuator import PowerActuator
 from proxy.control.knobs import PowerKnob, open_knobs
@@ -33,7 +34,7 @@ from proxy.energy.prior import Coefficients, prior
 from proxy.energy.processes import Processes
 from proxy.energy.receipts import Book, share_quality
 from proxy.energy.record import Recorder
-from proxy.energy.records import Quality
+from proxy.energy.records import Quality, Waste
 from proxy.energy.sources import Device, Reading, on_cpu, on_gpus, open_sources
 from proxy.engines.interface import Engine, EngineSample, load_engine
 from proxy.forward import Forward, Receive, Scope, Send
@@ -44,6 +45,7 @@ from proxy.live import LiveGateway
 from proxy.refusal import Refusal, error_object
 from proxy.reload import changes
 from proxy.route import Router
+from proxy.spending import Spending
 from proxy.supervise import forever
 from proxy.telemetry.bounds import LabelBounds
 from proxy.telemetry.gauges import Gauges
@@ -106,6 +108,8 @@ class Gateway:
     async def _open(self) -> None:
         config = self.config
         self._ledger = ledger = await self._open_ledger()
+        for workflow, uj in ledger.orphaned_uj.items():
+            self.metrics.wasted(self.metrics.bounds.workflow(workflow), Waste.ORPHANED, uj)
         here = any(engine.local for engine in self.engines)
         needs_cpu = any(engine.kind in ON_CPU for engine in self.engines)
         sources, self.said = await asyncio.to_thread(open_sources, config.known_hosts(), here, needs_cpu)
@@ -134,12 +138,18 @@ class Gateway:
             affinity(config.routing.affinity, config.routing.entries),
             config.routing.slack,
         )
-        self.forward = Forward(config, self.router, self.keys, self.book, self.attribution, self.metrics, self._parts)
+        reader = LedgerReader(config.ledger.path)
+        self.spending = Spending(self.book, self.attribution, self.meter.spent, reader.run_uj, self.metrics)
+        self.said += self._check_budgets(config, self.keys, self.engines)
+        self.spending.configure(config.run_budgets(), self.keys.budgets)
+        self.forward = Forward(
+            config, self.router, self.keys, self.book, self.attribution, self.metrics, self.spending, self._parts
+        )
         if config.energy.record is not None:
             self.recorder = self.forward.recorder = _recorder(config.energy.record, config.energy.record_mb)
             self._opened.push_async_callback(self.recorder.close)
             self.said.append(f"recording a trace in {config.energy.record}")
-        self.api = self._api(LedgerReader(config.ledger.path))
+        self.api = self._api(reader)
         await self.meter.read()
         await self.meter.commit()  # so that even a life of less than a second leaves where the counters stood
         self.control = await self._control()
@@ -148,6 +158,7 @@ class Gateway:
             "reading the counters": self.meter.read_forever,
             "closing the books": self.meter.commit_forever,
             "the policy's loop": self.control.run_forever,
+            "watching the budgets": self.spending.watch_forever,
             "keeping what was learnt": self._keep_learnt_forever,
         }
         if self.recorder is not None:
@@ -212,6 +223,13 @@ class Gateway:
             touched = {engine.name for engine in (*change.added, *change.changed)}
             fresh = [engine for engine in engines if engine.name in touched]
             await self._start_engines(fresh)
+            stay = [lane.engine for lane in self.lanes if lane.name not in touched and lane.name not in change.removed]
+            try:
+                said = self._check_budgets(new, keys, [*stay, *fresh])
+            except ConfigError:
+                for engine in fresh:
+                    await engine.stop()
+                raise
             # From here on nothing waits and nothing fails: every request sees the old configuration or the new one.
             for lane in list(self.lanes):
                 if lane.name in touched or lane.name in change.removed:
@@ -223,7 +241,7 @@ class Gateway:
             for lane in self.lanes:
                 lane.engine.headers = headers[lane.name]  # the file of an engine's key may have changed
             self._lanes.watch()
-            for line in self._unmetered(fresh):
+            for line in [*self._unmetered(fresh), *said]:
                 log.warning("%s", line)
             return str(change)
 
@@ -237,6 +255,7 @@ class Gateway:
         self.router.configured = {engine.name: engine.models for engine in new.engines}
         self.router.slack = new.routing.slack
         self.forward.configure(new)
+        self.spending.configure(new.run_budgets(), keys.budgets)
         self.control.configure(policy, new.limits.in_flight)
         self._lanes.configure(new)
         self.metrics.bounds.configure(
@@ -295,6 +314,26 @@ class Gateway:
                     said.append(f"engine {engine.name}: device {device} has no counter; known: {', '.join(known)}")
             if not engine.devices:
                 said.append(f"engine {engine.name}: its energy is not known; name its devices under a host")
+        return said
+
+    def _check_budgets(self, config: Config, keys: Keys, engines: Sequence[Engine]) -> list[str]:
+        """A line for what the configured budgets do not count as it is. Raises ConfigError where they count nothing."""
+        if not keys.budgets and not config.run_budgets():
+            return []
+        known = self.meter.devices
+        counted = {
+            engine.name: [known[device].quality for device in engine.devices if device in known] for engine in engines
+        }
+        if not any(counted.values()):
+            raise ConfigError(
+                "a budget needs a counter, and the joules of no engine are known: name an engine's devices, as in "
+                "devices: [host/gpu:0], or leave the budgets out"
+            )
+        said = [f"budgets do not count engine {name}: its energy is not known" for name, q in counted.items() if not q]
+        qualities = {quality for found in counted.values() for quality in found}
+        for quality in (Quality.ESTIMATED, Quality.EMULATED):
+            if quality in qualities:
+                said.append(f"budgets count {quality} joules: they are as right as these")
         return said
 
     def _parts(self, engine: str) -> dict[str, Quality]:
@@ -395,6 +434,14 @@ class Gateway:
 
         return api
 
+    def _budget_gauges(self, now: float) -> dict[tuple[str, str], tuple[int, int]]:
+        """Of a tenant's several keys the one with the least left."""
+        found: dict[tuple[str, str], Standing] = {}
+        for tenant, standing in self.spending.shown(now):
+            key = (tenant, standing.period.value)
+            found[key] = tightest([standing, found[key]]) if key in found else standing
+        return {key: (standing.limit_uj, standing.spent_uj) for key, standing in found.items()}
+
     def _refresh_gauges(self) -> None:
         devices, now = self.meter.devices, clock.now()
         # A gate that was once seen stays visible at 0: a series that comes and goes tells nobody that nothing waits.
@@ -410,6 +457,7 @@ class Gateway:
             limit=whole | {key: gate.limits[key[1]] for key, gate in gates.items() if key[1] in gate.limits},
             engine_up={lane.name: lane.up for lane in self.lanes},
             breaker={lane.name: lane.breaker.state(now) for lane in self.lanes},
+            budget_uj=self._budget_gauges(now),
             ledger_writable=self.meter.writer.error is None,
             ledger_backlog=len(self.meter.writer.waiting),
             ledger_waiting=self.meter.writer.requests,

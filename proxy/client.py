@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from contextlib import suppress
 from typing import Any
 
-from proxy.refusal import Refusal, error_object
+from proxy.refusal import Refusal
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -105,10 +105,13 @@ class Client:
 
     async def tell(self, broken: Broken) -> None:
         """Tell of a failure: as a reply, or as the last frame of a stream that has begun."""
-        error = error_object(broken.status, broken.what, broken.code)
+        await self.refuse(Refusal(broken.status, broken.what, broken.code))
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Say no, in the same way."""
         with suppress(TimeoutError):  # a client that reads nothing is not told; the books are closed all the same
             async with asyncio.timeout(_TELL_S):
                 if self.began and not self.gone:
-                    await self.send(b"data: " + error + b"\n\n")
+                    await self.send(b"data: " + refusal.body() + b"\n\n")
                 else:
-                    await self.answer(broken.status, error)
+                    await self.answer(refusal.status, refusal.body(), refusal.headers())

@@ -18,11 +18,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from proxy import faults
+from proxy.budget import Period, Terms
 from proxy.energy.retention import Retention
 
 log = logging.getLogger("joulegate.config")
 
 Seconds = Annotated[float, Field(gt=0)]
+Joules = Annotated[float, Field(ge=1e-6, le=1e12)]  # whole microjoules, as the ledger's integers hold them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
 
 
@@ -128,13 +130,55 @@ class Slo(Strict):
     run_p95: Seconds | None = None
 
 
+class Budget(Strict):
+    """What a budget does as it runs out: from the part `warn` on it is said, and answers are capped.
+
+    `cap_tokens` is how long an answer may then be at most; `stop` ends requests in flight when it is spent.
+    """
+
+    warn: Annotated[float, Field(gt=0, le=1)] = 0.8
+    cap_tokens: Annotated[int, Field(ge=1)] | None = None
+    stop: bool = False
+
+    def with_limits(self, **limits_j: float | None) -> Terms:
+        limits_uj = {Period(name): round(joules * 1e6) for name, joules in limits_j.items() if joules is not None}
+        return Terms(limits_uj, self.warn, self.cap_tokens, self.stop)
+
+
+class KeyBudget(Budget):
+    """Joules that the tenant of a key may spend in an hour, a day, a month (of the calendar, UTC)."""
+
+    hour: Joules | None = None
+    day: Joules | None = None
+    month: Joules | None = None
+
+    @model_validator(mode="after")
+    def limits_something(self) -> Self:
+        if self.hour is self.day is self.month is None:
+            raise ValueError("a budget needs a limit: give hour, day or month, in joules")
+        return self
+
+    def terms(self) -> Terms:
+        return self.with_limits(hour=self.hour, day=self.day, month=self.month)
+
+
+class RunBudget(Budget):
+    """Joules that one run may spend."""
+
+    run: Joules
+
+    def terms(self) -> Terms:
+        return self.with_limits(run=self.run)
+
+
 class Workflow(Strict):
-    """What is known of a workflow: its steps, objective, patience and quiet time (seconds)."""
+    """What is known of a workflow: its steps, objective, patience and quiet time (seconds), and a run's budget."""
 
     steps: tuple[str, ...] = ()
     slo: Slo = Slo()
     patience: Annotated[float, Field(ge=0)] = 0.0
     quiet: Seconds = 60.0
+    budget: RunBudget | None = None
 
 
 class PolicyConfig(BaseModel):
@@ -185,6 +229,7 @@ class Key(Secret):
     requests_per_minute: Annotated[int, Field(ge=1)] | None = None
     tokens_per_minute: Annotated[int, Field(ge=1)] | None = None
     in_flight: Annotated[int, Field(ge=1)] | None = None
+    budget: KeyBudget | None = None
     report: bool = False
 
     @property
@@ -309,6 +354,10 @@ class Config(BaseSettings):
                 "configure keys, or say listen.open: true to let everybody in"
             )
         return self
+
+    def run_budgets(self) -> dict[str, Terms]:
+        """What a run of each workflow may spend."""
+        return {name: workflow.budget.terms() for name, workflow in self.workflows.items() if workflow.budget}
 
     def known_hosts(self) -> Mapping[str, Host]:
         """The configured hosts, or the one host `local` that needs no configuration."""

@@ -17,8 +17,10 @@ import orjson
 from proxy import clock
 from proxy.affinity import Trait
 from proxy.bounds import is_deeper
+from proxy.budget import Standing
 from proxy.client import Broken, Client, Receive, Scope, Send
 from proxy.config import Config
+from proxy.draw import Draw, asked_uj
 from proxy.energy.attribution import Attribution
 from proxy.energy.receipts import Attempt, Book, Receipt
 from proxy.energy.record import Recorder
@@ -31,6 +33,7 @@ from proxy.quota import Quota
 from proxy.refusal import Refusal
 from proxy.relay import Relay, upstream_headers
 from proxy.route import AllOut, Lane, Router, UnknownModel
+from proxy.spending import Spending
 from proxy.telemetry.metrics import Metrics
 
 log = logging.getLogger("joulegate.forward")
@@ -41,6 +44,7 @@ PLAIN = {"/tokenize", "/detokenize"}  # no work for the accelerator: no gate, no
 MODELS = "/v1/models"
 
 _GONE = 499  # the client went away before there was a status
+_BUDGET_LEFT = b"x-joulegate-budget-left"
 _MAX_TOKENS_KEYS = {RESPONSES: ("max_output_tokens",), CHAT: ("max_completion_tokens", "max_tokens")}
 
 Parts = Mapping[str, Quality]  # component -> the quality of a request's share of it
@@ -65,9 +69,10 @@ class Forward:
         book: Book,
         attribution: Attribution,
         metrics: Metrics,
+        spending: Spending,
         parts: Callable[[str], Parts] = lambda _: {},
     ) -> None:
-        self.router, self.keys = router, keys
+        self.router, self.keys, self.spending = router, keys, spending
         self.book, self.attribution, self.metrics, self.parts = book, attribution, metrics, parts
         self.max_tokens: Mapping[str, int] = {}
         self.recorder: Recorder | None = None
@@ -101,6 +106,8 @@ class _Exchange:
         self.relay: Relay | None = None
         self.hide_usage = False
         self.report = False
+        self.draw: Draw | None = None
+        self.stopped: Refusal | None = None
         self.task = _current_task()
         self.loop = self.task.get_loop()
         self.ends = self.loop.time() + self.limits.total_seconds
@@ -120,7 +127,11 @@ class _Exchange:
                 self.entered = caller.quota
             raw = await client.body(self.limits.body_bytes)
             unwatch = client.watch(self.task)
-            code, outcome = await self._serve(caller, raw)
+            try:
+                code, outcome = await self._serve(caller, raw)
+            finally:
+                if self.draw is not None:
+                    self.draw.stop = None  # from here on nothing is spent, and only words are owed
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
             await client.answer(refusal.status, refusal.body(), refusal.headers())
@@ -132,6 +143,9 @@ class _Exchange:
                 code, outcome = self.relay.result
             elif client.gone:
                 code, outcome = _GONE, Outcome.CANCELLED
+            elif self.stopped is not None:
+                code, outcome = self.stopped.status, Outcome.REFUSED
+                await client.refuse(self.stopped)
             else:  # the gateway ends and waits no longer; this task ends here, so nobody need know of it
                 code, outcome = 503, Outcome.FAILED
                 await client.tell(Broken("the gateway is shutting down", "shutting_down", 503))
@@ -147,6 +161,8 @@ class _Exchange:
                 unwatch()
             if self.entered is not None:
                 self.entered.leave(self._tokens(), clock.now())
+            if self.draw is not None:
+                self.forward.spending.leave(self.draw)
             if self.receipt is not None:
                 self._close(self.receipt, code, outcome)
 
@@ -170,19 +186,22 @@ class _Exchange:
             )
         identity = self._identify(body)
         if self.client.path in METERED:
+            await self._draw(caller, identity)
             known = self.forward.config.workflows.get(identity.workflow)
             quiet_s = known.quiet if known else 60.0
             self.receipt = self.forward.book.open(
                 identity, caller.tenant, self.id, self.client.path, quiet_s, clock.now()
             )
             self.receipt.stream = body.get("stream") is True
+            if self.draw is not None:
+                self.draw.joins(self.receipt.run)
         affinity = self.forward.router.affinity
         trait = affinity.trait(caller.tenant, identity.run, body)
         lanes = self._candidates(model, trait)
         if self.receipt is not None:
             self.receipt.model = model or next(iter(lanes[0].models), "")
         self.report = caller.report or self.client.headers.get(b"x-energy-report") == b"1"
-        raw = self._amend(raw, body)
+        raw = self._amend(raw, body, lanes[0])
         failure: Broken | None = None
         for lane in lanes:
             affinity.went(trait, lane.name)
@@ -207,6 +226,35 @@ class _Exchange:
             self.forward.metrics.ids_ignored(identity.ignored)
         return identity
 
+    async def _draw(self, caller: Caller, identity: Identity) -> None:
+        """Take hold of the budgets that the request draws on. Raises Refusal where one is spent."""
+        spending, asked = self.forward.spending, asked_uj(self.client.headers)
+        if asked is not None and not any(self.forward.parts(lane.name) for lane in self.forward.router.lanes):
+            what = "X-Workflow-Budget: a budget needs a counter, and the joules of no engine here are known"
+            raise Refusal(400, what, "budget_not_possible")
+        self.draw = draw = await spending.enter(
+            caller.tenant, caller.budget, identity.run, identity.workflow, identity.alone, asked
+        )
+        if draw is not None:
+            self._check_budget(draw)
+
+            def stop(standing: Standing) -> None:
+                self.stopped = draw.refusal(standing, clock.now())
+                self.task.cancel()
+
+            draw.stop = stop
+
+    def _check_budget(self, draw: Draw) -> None:
+        """Say what is left. Raises Refusal where nothing is."""
+        extra = self.client.extra
+        extra[:] = [header for header in extra if header[0] != _BUDGET_LEFT]
+        try:
+            left_uj = draw.check(clock.now())
+        except Refusal:
+            extra.append((_BUDGET_LEFT, b"0"))
+            raise
+        extra.append((_BUDGET_LEFT, b"%.3f" % (left_uj / 1e6)))
+
     def _candidates(self, model: str | None, trait: Trait) -> list[Lane]:
         try:
             return self.forward.router.candidates(model, clock.now(), trait)
@@ -220,8 +268,11 @@ class _Exchange:
             what = f"The model {error.model!r} does not exist; served: {served}"
             raise Refusal(404, what, "model_not_found", param="model") from None
 
-    def _amend(self, raw: bytes, body: dict[str, Any]) -> bytes:
-        """The body as the engine gets it: with usage asked for, and under the policy's ceiling. Untouched otherwise."""
+    def _amend(self, raw: bytes, body: dict[str, Any], lane: Lane) -> bytes:
+        """The body as the engine gets it: with usage asked for, under the policy's ceiling and the budget's.
+
+        Untouched otherwise.
+        """
         # A name given twice is read by us as the last one; what an engine makes of it must not get round `models`.
         amended, path = self.caller.models is not None, self.client.path
         if body.get("stream") is True and path in (CHAT, COMPLETIONS):
@@ -229,16 +280,28 @@ class _Exchange:
             if not isinstance(options, dict) or not options.get("include_usage"):
                 body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
                 self.hide_usage = amended = True
-        ceiling = self.forward.max_tokens.get(self.receipt.run.label) if self.receipt else None
-        if ceiling is not None and path != EMBEDDINGS:
+        if self.receipt is not None and path != EMBEDDINGS:
             keys = _MAX_TOKENS_KEYS.get(path, ("max_tokens",))
             key = next((key for key in keys if body.get(key) is not None), keys[-1])
-            asked = body.get(key)
-            if not isinstance(asked, int | float) or asked > ceiling:
-                body[key] = ceiling
+            asked = body.get(key) if isinstance(body.get(key), int | float) else None
+            policys = self.forward.max_tokens.get(self.receipt.run.label)
+            budgets = self._affordable(lane, len(raw) // 4, body, asked)
+            most = min((most for most in (policys, budgets) if most is not None), default=None)
+            if most is not None and (asked is None or asked > most):
+                body[key] = most
                 amended = True
-                self.client.extra.append((b"x-joulegate-max-tokens", b"%d" % ceiling))
+                self.client.extra.append((b"x-joulegate-max-tokens", b"%d" % most))
+                if self.draw is not None and most == budgets:
+                    self.draw.capped(clock.now())
         return orjson.dumps(body) if amended else raw
+
+    def _affordable(self, lane: Lane, prompt_tokens: int, body: Mapping[str, Any], asked: float | None) -> int | None:
+        """The output tokens that the request's budgets pay for, at the prices of the engine that is asked first."""
+        if self.draw is None:
+            return None
+        serving, in_flight = self.forward.attribution.serving(lane.name), lane.gate.total + 1
+        choices = max([1, *(n for name in ("n", "best_of") if isinstance(n := body.get(name), int))])
+        return self.draw.most_tokens(serving, in_flight, prompt_tokens, choices, asked, clock.now())
 
     async def _try(self, lane: Lane, raw: bytes, last: bool) -> tuple[int, Outcome]:
         """One attempt: through the gate, to the engine, back. Raises Broken when another engine may try."""
@@ -269,6 +332,8 @@ class _Exchange:
         except asyncio.CancelledError:
             if self.relay is not None and self.relay.result is not None:
                 attempt.code, attempt.outcome = self.relay.result
+            elif self.stopped is not None and not self.client.gone:
+                attempt.code, attempt.outcome = self.stopped.status, Outcome.REFUSED
             raise
         finally:
             lane.leave(ticket)
@@ -289,6 +354,12 @@ class _Exchange:
         except TimeoutError:
             attempt.outcome = Outcome.REFUSED
             raise Refusal(504, f"waited {wait_s:.3g} s in the queue", "queue_timeout") from None
+        if self.draw is not None:
+            try:
+                self._check_budget(self.draw)  # it may have waited long
+            except Refusal:
+                attempt.outcome = Outcome.REFUSED
+                raise
 
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         report = self._energy if self.report and progress is not None else None

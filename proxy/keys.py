@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from proxy.budget import Terms
 from proxy.config import Admin, ConfigError, Key
 from proxy.quota import Bucket, Quota
 from proxy.refusal import Refusal
@@ -13,12 +14,16 @@ Headers = Mapping[bytes, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. `models` are those that the key may use, None for all; `quota` is shared by all its requests."""
+    """Who calls. `models` are those that the key may use, None for all; `quota` is shared by all its requests.
+
+    `budget` counts what the whole tenant spends.
+    """
 
     tenant: str
     report: bool = False
     models: frozenset[str] | None = None
     quota: Quota | None = field(default=None, compare=False)
+    budget: Terms | None = None
 
     def may_use(self, model: str) -> bool:
         return self.models is None or model in self.models
@@ -46,6 +51,11 @@ class Keys:
 
     def __bool__(self) -> bool:
         return bool(self._callers)
+
+    @property
+    def budgets(self) -> list[tuple[str, Terms]]:
+        """The budgets of all keys, each with its tenant."""
+        return [(caller.tenant, caller.budget) for caller in self._callers.values() if caller.budget is not None]
 
     @property
     def are_none(self) -> bool:
@@ -99,7 +109,8 @@ def _caller(key: Key) -> Caller:
         tokens=Bucket(key.tokens_per_minute) if key.tokens_per_minute else None,
         most_in_flight=key.in_flight,
     )
-    return Caller(key.tenant, key.report, frozenset(key.models) or None, quota)
+    budget = key.budget.terms() if key.budget else None
+    return Caller(key.tenant, key.report, frozenset(key.models) or None, quota, budget)
 
 
 def _token(headers: Headers) -> bytes:

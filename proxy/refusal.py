@@ -4,28 +4,34 @@ import orjson
 
 
 class Refusal(Exception):
-    """A request that the gateway itself ends. `message` is for the client and holds no prompt and no secret."""
+    """A request that the gateway itself ends. `message` is for the client and holds no prompt and no secret.
+
+    Without `retry` it is told not to try again by itself, which OpenAI's clients otherwise do after a 429.
+    """
 
     def __init__(
-        self, status: int, message: str, code: str, *, param: str | None = None, retry_after_s: int | None = None
+        self,
+        status: int,
+        message: str,
+        code: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        retry: bool = True,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code, self.param, self.retry_after_s = (
-            status,
-            message,
-            code,
-            param,
-            retry_after_s,
-        )
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.retry_after_s, self.retry = retry_after_s, retry
 
     def body(self) -> bytes:
         return error_object(self.status, self.message, self.code, self.param)
 
     def text_headers(self) -> dict[str, str]:
-        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        again = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return again if self.retry else {**again, "x-should-retry": "false"}
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        return [] if self.retry_after_s is None else [(b"retry-after", str(self.retry_after_s).encode())]
+        return [(name.encode(), value.encode()) for name, value in self.text_headers().items()]
 
 
 def error_object(status: int, message: str, code: str, param: str | None = None) -> bytes:

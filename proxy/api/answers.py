@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator
 
 from proxy.energy.method import Method
-from proxy.energy.records import Outcome, Quality
+from proxy.energy.records import Outcome, Quality, Waste
 
 
 def _shown(state: str) -> str:
@@ -30,6 +30,19 @@ class Energy(BaseModel):
     joules_low: float | None
     joules_high: float | None
     quality: Quality | None
+
+
+class Worth(BaseModel):
+    """What of the joules bought nothing (they are within `joules`), and what was not spent (it is in no sum).
+
+    Saved joules are prompt tokens found in the prefix cache times the engine's price of one that is not; their quality
+    is `estimated` while that price is not yet fitted to the engine.
+    """
+
+    joules_wasted: float | None
+    wasted_by_reason: dict[Waste, float]
+    saved_joules: float | None
+    saved_quality: Quality | None
 
 
 class Seen(BaseModel):
@@ -56,7 +69,7 @@ class Step(BaseModel):
     output_tokens: int
 
 
-class Workflow(Energy, Seen, Tokens):
+class Workflow(Energy, Worth, Seen, Tokens):
     """The totals of one workflow of one tenant. `runs` counts segments, `mean_duration_s` is over the ended ones."""
 
     tenant: str
@@ -68,7 +81,6 @@ class Workflow(Energy, Seen, Tokens):
     refused: int
     joules_per_run: float | None
     joules_per_output_token: float | None
-    joules_wasted: float | None
     mean_duration_s: float | None
     by_component: dict[str, float]
     by_step: dict[str, Step]
@@ -91,7 +103,7 @@ class RunHead(BaseModel):
     duration_s: float
 
 
-class RunSummary(RunHead, Energy, Tokens):
+class RunSummary(RunHead, Energy, Worth, Tokens):
     requests: int
 
 
@@ -99,7 +111,7 @@ class Runs(BaseModel):
     runs: list[RunSummary]
 
 
-class Request(Energy, Seen):
+class Request(Energy, Worth, Seen):
     """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`.
 
     `why_unknown` says why joules are null that could otherwise be had.
@@ -141,7 +153,7 @@ class RequestAlone(Request):
     segment: int
 
 
-class Run(RunHead, Energy, Seen):
+class Run(RunHead, Energy, Worth, Seen):
     """The newest segment of a run. `joules` are settled; `open_joules` are predicted and still to be settled."""
 
     settled: bool

@@ -194,6 +194,10 @@ class Attribution:
             engine.learn(self._settings.now(engine.main_device))
             engine.forget(min((state.settled for state in self._states(engine)), default=inf))
 
+    def serving(self, engine: str) -> Serving | None:
+        """What is known of an engine, its prices among it; None for one that is not, or no more, known."""
+        return self._engines.get(engine)
+
     def is_settled(self, progress: Progress) -> bool:
         """True once no joule of an ended attempt is still to come."""
         if progress.ended is None:
@@ -247,8 +251,9 @@ class Attribution:
     def provisional_uj(self, progress: Progress, now: float) -> int:
         """Microjoules predicted for an attempt in windows that are still open.
 
-        Each window is predicted once, by what was known when it was first asked for after its end, so that an answer
-        costs next to nothing. Since the last window an attempt gets its even share at that one's power.
+        Each window is predicted once, by what was known when it was first asked for after its end, busy neighbours
+        together, so that an answer costs next to nothing. Since the last window an attempt gets its even share at that
+        one's power.
         """
         engine = self._engines.get(progress.engine)
         if engine is None or self.why_withheld(engine.name):
@@ -306,18 +311,20 @@ class Attribution:
         round_ = Round(self._engines.values(), now, settling=False)
         for name, state in self._devices.items():
             new = list(takewhile(lambda window: window not in self._provisional, reversed(state.windows)))
-            for window in reversed(new):
-                self._provisional.add(window, {} if window.gap else self._predict(window, round_))
+            for together in _busy_together(new[::-1], round_):
+                plan = None if together[0].gap else self._plan(_joined(together), round_)
+                for window in together:
+                    self._provisional.add(window, {} if plan is None else plan.predict(window, state.idle_w))
             on = self._on(name)
             state.company = sum(p.ended is None or p.ended > state.cut for engine in on for p in engine.attempts)
             state.company_at = sum(engine.started for engine in on)
 
-    def _predict(self, window: Window, round_: Round) -> dict[Progress, int]:
+    def _plan(self, window: Window, round_: Round) -> Plan | None:
         try:
-            return round_.plan(window).predict(window, self._devices[window.device].idle_w)
+            return round_.plan(window)
         except Exception:  # whoever asks gets an answer without it
             self._say_failed(window)
-            return {}
+            return None
 
     def _look_at_floor(self, settled: Settled, busy: float) -> None:
         floor = self.floors.get(settled.device)

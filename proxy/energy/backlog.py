@@ -12,7 +12,17 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from proxy.energy.receipts import Run, Second
-from proxy.energy.records import Batch, DayEnergy, DayRequests, DayRuns, DeviceRecord, Dropped
+from proxy.energy.records import (
+    Batch,
+    DayEnergy,
+    DayRequests,
+    DayRuns,
+    DeviceRecord,
+    Dropped,
+    Quality,
+    RequestRecord,
+    waste_of,
+)
 
 MINUTE = 60  # windows that wait long are told by the minute
 
@@ -51,6 +61,7 @@ def squeeze(seconds: Sequence[Second], most_requests: int) -> Squeezed:
         windows=whole.batch.windows,
         devices=whole.batch.devices,
         dropped=_joined([whole.batch.dropped, dropped]),
+        spent=whole.batch.spent,
     )
     second = replace(
         whole,
@@ -66,22 +77,20 @@ def squeeze(seconds: Sequence[Second], most_requests: int) -> Squeezed:
 def without_receipts(second: Second, now: float) -> Second:
     """The second for a ledger that does not know what its receipts belong to: all of it but them, summed.
 
-    Their energy goes by the names that metrics use, without band and outcome: nothing more is known of a part.
+    Their energy goes by the names that metrics use, without band and waste: nothing more is known of a part.
     """
     day, batch = _day(now), second.batch
     ended = [(second.settled[record.id], record) for record in batch.requests if record.id in second.settled]
     lost = Dropped(
-        requests=[
-            DayRequests(day, run.tenant, run.workflow, one.step, one.outcome or "", 1, *_tokens(one))
-            for run, one in ended
-        ],
+        requests=[_day_requests(day, run, one) for run, one in ended],
         energy=[
             DayEnergy(day, *delta[:5], delta.quality.value, "", 1, delta.uj, delta.uj, delta.uj)
             for delta in second.deltas
         ],
     )
     sums = _joined([batch.dropped, lost])
-    return replace(second, batch=Batch(runs=batch.runs, windows=batch.windows, devices=batch.devices, dropped=sums))
+    rest = Batch(runs=batch.runs, windows=batch.windows, devices=batch.devices, dropped=sums, spent=batch.spent)
+    return replace(second, batch=rest)
 
 
 def _merged(seconds: Sequence[Second]) -> Second:
@@ -92,10 +101,13 @@ def _merged(seconds: Sequence[Second]) -> Second:
         before_uj = devices[record.device].counter_uj if record.device in devices else 0
         devices[record.device] = record._replace(counter_uj=before_uj + record.counter_uj)
     wasted: Counter[tuple[str, str]] = Counter()
+    saved: Counter[tuple[str, Quality]] = Counter()
     tokens: dict[tuple[str, str, str], tuple[int, int, int]] = {}
     for second in seconds:
         for label, reason, uj in second.wasted:
             wasted[label, reason] += uj
+        for label, quality, uj in second.saved:
+            saved[label, quality] += uj
         for key, (prompt, cached, output) in second.tokens.items():
             before = tokens.get(key, (0, 0, 0))
             tokens[key] = (before[0] + prompt, before[1] + cached, before[2] + output)
@@ -109,9 +121,11 @@ def _merged(seconds: Sequence[Second]) -> Second:
             windows=_summed(windows, 3),
             devices=list(devices.values()),
             dropped=_joined([batch.dropped for batch in batches]),
+            spent=_summed((one for batch in batches for one in batch.spent), 2),
         ),
         deltas=_summed((delta for second in seconds for delta in second.deltas), 6),
         wasted=[(*key, uj) for key, uj in wasted.items()],
+        saved=[(*key, uj) for key, uj in saved.items()],
         tokens=tokens,
         opened=[one for second in seconds for one in second.opened],
         begun=[uid for second in seconds for uid in second.begun],
@@ -124,18 +138,19 @@ def _sums(second: Second, going: set[str], gone: set[str]) -> Dropped:
     """The receipts that go, and the runs that are gone with them, as sums by day."""
     batch, whose = second.batch, second.settled
     requests = [record for record in batch.requests if record.id in going]
-    steps = {record.id: record.step for record in requests}
+    by_id = {record.id: record for record in requests}
     attempts = {one[:2]: one for one in batch.attempts if one.request_id in going}
     energy: list[DayEnergy] = []
     for record in batch.energy:
         if record.request_id not in going:
             continue
         run, attempt = whose[record.request_id], attempts[record.request_id, record.attempt]
-        key = (_day(run.opened), run.tenant, run.workflow, steps[record.request_id], attempt.engine)
+        request = by_id[record.request_id]
+        key = (_day(run.opened), run.tenant, run.workflow, request.step, attempt.engine)
         uj = record.prefill_uj + record.decode_uj
         energy.append(
             DayEnergy(
-                *(*key, record.component, record.quality, attempt.outcome or ""),
+                *(*key, record.component, record.quality, waste_of(attempt.outcome, request.outcome) or ""),
                 *(1, uj, record.low_uj, record.high_uj),
             )
         )
@@ -144,22 +159,21 @@ def _sums(second: Second, going: set[str], gone: set[str]) -> Dropped:
         for run in batch.runs
         if run.uid in gone
     ]
-    of_request = [
-        DayRequests(_day(run.opened), run.tenant, run.workflow, one.step, one.outcome or "", 1, *_tokens(one))
-        for one in requests
-        for run in (whose[one.id],)
-    ]
+    of_request = [_day_requests(_day(whose[one.id].opened), whose[one.id], one) for one in requests]
     return _joined([Dropped(of_run, of_request, energy)])
 
 
-def _tokens(record: Any) -> tuple[int, int, int]:
-    return record.prompt_tokens or 0, record.cached_tokens or 0, record.output_tokens or 0
+def _day_requests(day: str, run: Run, one: RequestRecord) -> DayRequests:
+    """One request, as a sum."""
+    what = (one.step, one.outcome or "", one.saved_quality or "")
+    tokens = (one.prompt_tokens or 0, one.cached_tokens or 0, one.output_tokens or 0)
+    return DayRequests(day, run.tenant, run.workflow, *what, 1, *tokens, one.saved_uj or 0)
 
 
 def _joined(parts: Sequence[Dropped]) -> Dropped:
     return Dropped(
         _summed((row for part in parts for row in part.runs), 3),
-        _summed((row for part in parts for row in part.requests), 5),
+        _summed((row for part in parts for row in part.requests), 6),
         _summed((row for part in parts for row in part.energy), 8),
     )
 

@@ -21,10 +21,12 @@ from proxy.energy.sums import (
     DAY_REQUESTS,
     DAY_RUNS,
     DROPPED,
+    SPENT,
     TOTAL_ENERGY,
     TOTAL_REQUESTS,
     TOTAL_RUNS,
     TOTAL_WINDOWS,
+    WASTE,
     WINDOWS,
 )
 
@@ -39,7 +41,8 @@ _REQUEST = """
     INSERT INTO requests VALUES {} ON CONFLICT (id) DO UPDATE SET
         model = excluded.model, stream = excluded.stream, ended = excluded.ended, code = excluded.code,
         outcome = excluded.outcome, prompt_tokens = excluded.prompt_tokens, cached_tokens = excluded.cached_tokens,
-        output_tokens = excluded.output_tokens, usage = excluded.usage
+        output_tokens = excluded.output_tokens, usage = excluded.usage, saved_uj = excluded.saved_uj,
+        saved_quality = excluded.saved_quality
 """
 _ATTEMPT = """
     INSERT INTO attempts VALUES {} ON CONFLICT (request_id, n) DO UPDATE SET
@@ -75,20 +78,21 @@ _FOLD = (
     ),
     TOTAL_REQUESTS.add(
         """
-        SELECT tenant, workflow, step, coalesce(outcome, ''), :sign * count(*), :sign * coalesce(sum(prompt_tokens), 0),
-            :sign * coalesce(sum(cached_tokens), 0), :sign * coalesce(sum(output_tokens), 0)
+        SELECT tenant, workflow, step, coalesce(outcome, ''), coalesce(saved_quality, ''), :sign * count(*),
+            :sign * coalesce(sum(prompt_tokens), 0), :sign * coalesce(sum(cached_tokens), 0),
+            :sign * coalesce(sum(output_tokens), 0), :sign * coalesce(sum(saved_uj), 0)
         FROM touched_requests CROSS JOIN requests USING (id) CROSS JOIN runs ON uid = run_uid
-        WHERE true GROUP BY tenant, workflow, step, coalesce(outcome, '')
+        WHERE true GROUP BY tenant, workflow, step, coalesce(outcome, ''), coalesce(saved_quality, '')
         """
     ),
     TOTAL_ENERGY.add(
-        """
-        SELECT tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, ''),
+        f"""
+        SELECT tenant, workflow, step, engine, component, quality, {WASTE} AS waste,
             :sign * count(*), :sign * sum(prefill_uj + decode_uj), :sign * sum(low_uj), :sign * sum(high_uj)
         FROM touched_requests AS touched CROSS JOIN energy ON energy.request_id = touched.id
             CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
             CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
-        WHERE true GROUP BY tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, '')
+        WHERE true GROUP BY tenant, workflow, step, engine, component, quality, waste
         """
     ),
 )
@@ -98,7 +102,8 @@ class Ledger:
     """The one writer of a ledger file. A thread at a time may use it; readers (`LedgerReader`) go on meanwhile.
 
     Opening creates folder and file, brings an older schema up to date and makes every run that an earlier process left
-    unfinished `final`: nobody is left to add a joule to it. A request that was in flight then keeps a null outcome.
+    unfinished `final`: nobody is left to add a joule to it. What was in flight then is `orphaned`; `orphaned_uj` says
+    what it had cost, by workflow.
 
     Raises LedgerError when the file cannot be opened, is not a ledger, is newer than this program, or has a writer.
     """
@@ -107,6 +112,7 @@ class Ledger:
         self.path = path
         self._lock = WriterLock(path)
         self._file: tuple[int, int] | None = None
+        self.orphaned_uj: dict[str, int] = {}
         try:
             with explained(path):
                 self._open()
@@ -132,6 +138,7 @@ class Ledger:
             db.executemany(WINDOWS.add_row, batch.windows)
             db.executemany(TOTAL_WINDOWS.add_row, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
             db.executemany(_DEVICE, batch.devices)
+            db.executemany(SPENT.add_row, batch.spent)
             if batch.dropped:
                 _write_dropped(db, batch.dropped)
 
@@ -164,7 +171,7 @@ class Ledger:
         try:
             self._prepare()
             if not known:  # in a file of ours the unfinished runs are our own
-                _finish_runs(self._db)
+                self.orphaned_uj = _finish_runs(self._db)
         except BaseException:
             self._db.close()
             raise
@@ -227,11 +234,31 @@ def _totals_follow(db: sqlite3.Connection) -> Iterator[None]:
         db.execute(statement, {"sign": 1})
 
 
-def _finish_runs(db: sqlite3.Connection) -> None:
+_ORPHANED = """
+    SELECT workflow, sum(prefill_uj + decode_uj)
+    FROM touched_requests AS touched CROSS JOIN attempts ON attempts.request_id = touched.id
+        CROSS JOIN energy ON energy.request_id = touched.id AND attempt = n
+        CROSS JOIN requests ON requests.id = touched.id CROSS JOIN runs ON uid = run_uid
+    WHERE attempts.outcome = 'orphaned' GROUP BY workflow
+"""
+
+
+def _finish_runs(db: sqlite3.Connection) -> dict[str, int]:
+    """Let nothing be unfinished; returns the microjoules of what nobody ended, by workflow."""
     with _whole(db):
         db.execute("INSERT INTO touched_runs SELECT uid FROM runs WHERE state <> 'final'")
+        db.execute(
+            "INSERT INTO touched_requests"
+            " SELECT id FROM touched_runs CROSS JOIN requests ON run_uid = uid WHERE outcome IS NULL"
+        )
         with _totals_follow(db):
             db.execute("UPDATE runs SET state = 'final' WHERE state <> 'final'")
+            db.execute("UPDATE requests SET outcome = 'orphaned' WHERE id IN (SELECT id FROM touched_requests)")
+            db.execute(
+                "UPDATE attempts SET outcome = 'orphaned'"
+                " WHERE outcome IS NULL AND request_id IN (SELECT id FROM touched_requests)"
+            )
+        return dict(db.execute(_ORPHANED).fetchall())
 
 
 def _touch(db: sqlite3.Connection, table: str, keys: set[str]) -> None:

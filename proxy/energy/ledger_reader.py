@@ -9,15 +9,16 @@ import json
 import os
 import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from proxy.energy.ledger_file import LedgerError, explained, schema_version
-from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality
+from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality, waste_of
 from proxy.energy.schema import MIGRATIONS
+from proxy.energy.sums import WASTE
 
 _ORDER = list(Quality)
 _FAILED = (Outcome.ERROR, Outcome.FAILED)
@@ -46,12 +47,23 @@ class _Energy:
     low_uj: int = 0
     high_uj: int = 0
     qualities: set[str] = field(default_factory=set)
+    wasted_uj: dict[str, int] = field(default_factory=dict)  # by reason
+    saved_uj: int = 0
+    saved_qualities: set[str] = field(default_factory=set)
 
-    def add(self, row: sqlite3.Row) -> None:
+    def add(self, row: sqlite3.Row, waste: str | None = None) -> None:
         self.uj += row["uj"]
         self.low_uj += row["low_uj"]
         self.high_uj += row["high_uj"]
         self.qualities.add(row["quality"])
+        if waste:
+            _count(self.wasted_uj, waste, row["uj"])
+
+    def save(self, row: sqlite3.Row) -> None:
+        """Add what a request, or a sum of some, did not cost."""
+        if row["saved_quality"]:
+            self.saved_uj += row["saved_uj"]
+            self.saved_qualities.add(row["saved_quality"])
 
     @property
     def known(self) -> bool:
@@ -70,6 +82,15 @@ class _Energy:
             "quality": worst(self.qualities),
         }
 
+    def worth(self) -> dict[str, Any]:
+        """Which part of the joules bought nothing, and what was saved besides; null where nothing is known."""
+        return {
+            "joules_wasted": self.joules(sum(self.wasted_uj.values())),
+            "wasted_by_reason": _joules(self.wasted_uj),
+            "saved_joules": self.saved_uj / 1e6 if self.known or self.saved_qualities else None,
+            "saved_quality": worst(self.saved_qualities),
+        }
+
 
 class LedgerReader:
     """Reads a ledger file while the gateway writes it, or when none runs; any thread may call it.
@@ -85,7 +106,7 @@ class LedgerReader:
         """Totals of every workflow, per tenant, the one with the most joules first.
 
         `runs` counts segments; `mean_duration_s` is over the ended ones; `joules_wasted` went into attempts that
-        did not succeed.
+        bought nothing. `saved_joules` were not spent, and are in none of the others.
         """
         where, values = _matching(tenant=tenant)
         with self.read() as db:
@@ -117,21 +138,30 @@ class LedgerReader:
                 uids,
             ).fetchall()
             energy = db.execute(
-                "SELECT run_uid, quality, sum(prefill_uj + decode_uj) AS uj, sum(low_uj) AS low_uj,"
-                " sum(high_uj) AS high_uj FROM requests CROSS JOIN energy ON request_id = id"
-                " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality",
+                f"SELECT run_uid, quality, {WASTE} AS waste, sum(prefill_uj + decode_uj) AS uj, sum(low_uj) AS low_uj,"
+                " sum(high_uj) AS high_uj FROM requests CROSS JOIN energy ON energy.request_id = id"
+                " CROSS JOIN attempts ON attempts.request_id = id AND n = attempt"
+                " WHERE run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, quality, waste",
+                uids,
+            ).fetchall()
+            savings = db.execute(
+                "SELECT run_uid, saved_quality, sum(saved_uj) AS saved_uj FROM requests WHERE saved_uj IS NOT NULL"
+                " AND run_uid IN (SELECT value FROM json_each(?)) GROUP BY run_uid, saved_quality",
                 uids,
             ).fetchall()
         counts = {row["run_uid"]: row for row in requests}
         sums: dict[str, _Energy] = defaultdict(_Energy)
         for row in energy:
-            sums[row["run_uid"]].add(row)
+            sums[row["run_uid"]].add(row, row["waste"])
+        for row in savings:
+            sums[row["run_uid"]].save(row)
         return [
             {
                 **_run(row),
                 "requests": counts[row["uid"]]["requests"] if row["uid"] in counts else 0,
                 **_tokens([counts[row["uid"]]] if row["uid"] in counts else []),
                 **sums[row["uid"]].figures(),
+                **sums[row["uid"]].worth(),
             }
             for row in rows
         ]
@@ -147,7 +177,8 @@ class LedgerReader:
                 return None
             found = db.execute("SELECT * FROM requests WHERE run_uid = ? ORDER BY received, id", (run["uid"],))
             requests, total = _requests(db, found.fetchall())
-        return {**_run(run), **total.figures(), "requests": requests, "by_step": _by_step(requests)}
+        figures = {**total.figures(), **total.worth()}
+        return {**_run(run), **figures, "requests": requests, "by_step": _by_step(requests)}
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         """One request with the run that it belongs to, null for an unknown one."""
@@ -173,6 +204,25 @@ class LedgerReader:
         return {
             engine: {**total.figures(), "by_component": _joules(components[engine])} for engine, total in sums.items()
         }
+
+    def spent(self, since: int) -> dict[str, dict[int, int]]:
+        """Settled microjoules of each tenant by the hour (since 1970), from the hour `since` on."""
+        spent: dict[str, dict[int, int]] = defaultdict(dict)
+        with self.read() as db:
+            for tenant, hour, uj in db.execute("SELECT * FROM spent WHERE hour >= ?", (since,)):
+                spent[tenant][hour] = uj
+        return dict(spent)
+
+    def run_uj(self, tenant: str, run_id: str, but: Sequence[str] = ()) -> int:
+        """Settled microjoules of a run over all its segments, those with the uids `but` left out."""
+        with self.read() as db:
+            found = db.execute(
+                "SELECT sum(prefill_uj + decode_uj) FROM runs CROSS JOIN requests ON run_uid = uid"
+                " CROSS JOIN energy ON request_id = id WHERE run = ? AND tenant = ?"
+                " AND uid NOT IN (SELECT value FROM json_each(?))",
+                (run_id, tenant, json.dumps(list(but))),
+            ).fetchone()
+        return found[0] or 0
 
     def devices(self) -> list[DeviceRecord]:
         """The devices as they were last written, with all that their counters have moved (`counter_uj`): where a
@@ -264,12 +314,11 @@ def _workflow(
     total = _Energy()
     components: dict[str, int] = {}
     steps: dict[str, dict[str, Any]] = {}
-    wasted_uj = 0
     for row in energy:
-        total.add(row)
+        total.add(row, row["waste"])
         _count(components, row["component"], row["uj"])
-        wasted_uj += row["uj"] if row["outcome"] not in ("", Outcome.OK) else 0
     for row in requests:
+        total.save(row)
         step = steps.setdefault(row["step"], {"requests": 0, "joules": None, "output_tokens": 0})
         step["requests"] += row["requests"]
         step["output_tokens"] += row["output_tokens"]
@@ -291,9 +340,9 @@ def _workflow(
         "refused": sum(count for outcome, count in outcomes if outcome == Outcome.REFUSED),
         **tokens,
         **total.figures(),
+        **total.worth(),
         "joules_per_run": _per(joules, run_count),
         "joules_per_output_token": _per(joules, tokens["output_tokens"]),
-        "joules_wasted": total.joules(wasted_uj),
         "mean_duration_s": sum(row["duration_us"] for row in ended) / 1e6 / ended_count if ended_count else None,
         "by_component": _joules(components),
         "by_engine": _by_engine(energy),
@@ -317,17 +366,22 @@ def _requests(db: sqlite3.Connection, rows: list[sqlite3.Row]) -> tuple[list[dic
     total = _Energy()
     for row in db.execute(f"SELECT energy.*, prefill_uj + decode_uj AS uj {of_request.format('energy')}", ids):
         energy[row["request_id"]].append(row)
-        total.add(row)
-    return [_request(row, attempts[row["id"]], energy[row["id"]]) for row in rows], total
+    return [_request(row, attempts[row["id"]], energy[row["id"]], total) for row in rows], total
 
 
-def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row]) -> dict[str, Any]:
-    """A request's figures; the times are the client's, from its arrival at the gateway on."""
+def _request(
+    row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3.Row], of_all: _Energy
+) -> dict[str, Any]:
+    """A request's figures, which are added to those `of_all`; times are the client's, from its arrival on."""
     total = _Energy()
     components: dict[str, int] = {}
     phases = {phase.value: 0 for phase in Phase}
+    wastes = {attempt["n"]: waste_of(attempt["outcome"], row["outcome"]) for attempt in attempts}
+    for sums in (total, of_all):
+        sums.save(row)
+        for part in energy:
+            sums.add(part, wastes[part["attempt"]])
     for part in energy:
-        total.add(part)
         _count(components, part["component"], part["uj"])
         for phase in Phase:
             _count(phases, phase.value, part[f"{phase}_uj"])
@@ -344,6 +398,7 @@ def _request(row: sqlite3.Row, attempts: list[sqlite3.Row], energy: list[sqlite3
         "duration_s": None if row["ended"] is None else row["ended"] - row["received"],
         "ttft_s": None if first is None else first - row["received"],
         **total.figures(),
+        **total.worth(),
         "by_component": _joules(components),
         "by_phase": _joules(phases) if total.known else {},
         "by_place": _by_place(energy),

@@ -92,6 +92,8 @@ REQUESTS = Table(
         **_BAND,
         "quality": str,
         **_SPLIT,
+        "saved_joules": float,
+        "saved_quality": str,
     },
     f"""
     SELECT requests.id, tenant, workflow, run, segment, step, node, parents, model, path, stream,
@@ -100,7 +102,8 @@ REQUESTS = Table(
         prompt_tokens, cached_tokens, output_tokens, usage,
         sum(prefill_uj + decode_uj) / 1e6, sum(low_uj) / 1e6, sum(high_uj) / 1e6,
         CASE max({_RANKED}) {_NAME} END, sum(prefill_uj) / 1e6, sum(decode_uj) / 1e6,
-        {", ".join(f"sum(CASE component WHEN '{one}' THEN prefill_uj + decode_uj END) / 1e6" for one in COMPONENTS)}
+        {", ".join(f"sum(CASE component WHEN '{one}' THEN prefill_uj + decode_uj END) / 1e6" for one in COMPONENTS)},
+        saved_uj / 1e6, saved_quality
     FROM requests JOIN runs ON uid = run_uid LEFT JOIN energy ON request_id = requests.id
     """,
     time="received",
@@ -148,8 +151,17 @@ DAY_RUNS = Table(
 
 DAY_REQUESTS = Table(
     "day_requests",
-    {**dict.fromkeys(("day", "tenant", "workflow", "step", "outcome"), str), "requests": int, **_TOKENS},
-    "SELECT * FROM day_requests",
+    {
+        **dict.fromkeys(("day", "tenant", "workflow", "step", "outcome", "saved_quality"), str),
+        "requests": int,
+        **_TOKENS,
+        "saved_joules": float,
+    },
+    """
+    SELECT day, tenant, workflow, step, outcome, saved_quality, requests, prompt_tokens, cached_tokens, output_tokens,
+        saved_uj / 1e6
+    FROM day_requests
+    """,
     time="day",
     by_day=True,
 )
@@ -157,11 +169,11 @@ DAY_REQUESTS = Table(
 DAY_ENERGY = Table(
     "day_energy",
     {
-        **dict.fromkeys(("day", "tenant", "workflow", "step", "engine", "component", "quality", "outcome"), str),
+        **dict.fromkeys(("day", "tenant", "workflow", "step", "engine", "component", "quality", "waste"), str),
         **_BAND,
     },
     """
-    SELECT day, tenant, workflow, step, engine, component, quality, outcome, uj / 1e6, low_uj / 1e6, high_uj / 1e6
+    SELECT day, tenant, workflow, step, engine, component, quality, waste, uj / 1e6, low_uj / 1e6, high_uj / 1e6
     FROM day_energy
     """,
     time="day",

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 from proxy import clock
 from proxy.energy.attribution import Attribution
@@ -20,7 +21,10 @@ from proxy.energy.processes import Processes
 from proxy.energy.receipts import Book, Run, Second
 from proxy.energy.records import DeviceRecord, Dropped, Quality
 from proxy.energy.retention import Retention
+from proxy.energy.savings import saved
 from proxy.energy.sources import Device, Reading, Source
+from proxy.energy.spent import HOUR_S, MONTH_H, Spent
+from proxy.energy.work import Progress
 from proxy.energy.writer import LedgerWriter
 from proxy.telemetry.metrics import Metrics
 
@@ -62,6 +66,7 @@ class Meter:
         self._before: dict[str, DeviceRecord] = {record.device: record for record in reader.devices()}
         self._told_uj = {record.device: record.counter_uj for record in self._before.values()}  # to the ledger
         self.committed: dict[str, Parts] = reader.parts()
+        self.spent = Spent(reader.spent(since=int(clock.now() // HOUR_S) - MONTH_H))
         self.last: dict[str, Reading] = {}
         self.power_w: dict[str, float] = {}
         self._power_from: dict[str, Reading] = {}
@@ -165,16 +170,21 @@ class Meter:
             devices = self.devices
             now, began = until or clock.now(), time.monotonic()
             for settled in self._attribution.settle(now):
-                self._book.book(settled)
+                for tenant, uj in self._book.book(settled).items():
+                    self.spent.add(tenant, settled.t1, uj)
                 self._booked_uj[settled.device] += settled.delta_uj
                 if time.monotonic() - began > SLICE_S:  # whoever streams has waited long enough
                     await asyncio.sleep(0)
                     began = time.monotonic()
-            second = self._book.batch(clock.now(), devices, self._attribution.is_settled)
+            second = self._book.batch(clock.now(), devices, self._attribution.is_settled, partial(self._saved, devices))
             self._booked_uj.clear()
             second.batch.devices.extend(self._device_records(devices))
             if second:
                 self.writer.add(second)
+
+    def _saved(self, devices: Mapping[str, Device], progress: Progress) -> tuple[Quality, int] | None:
+        serving = self._attribution.serving(progress.engine)
+        return None if serving is None else saved(progress, serving, devices)
 
     async def _write(self) -> None:
         try:
@@ -191,6 +201,8 @@ class Meter:
         metrics.apply(second.deltas, batch.windows)
         for label, reason, uj in second.wasted:
             metrics.wasted(label, reason, uj)
+        for label, quality, uj in second.saved:
+            metrics.saved(label, quality, uj)
         for (tenant, workflow, step), (prompt, cached, output) in second.tokens.items():
             metrics.tokens(tenant, workflow, step, prompt, cached, output)
         for run in second.finals:

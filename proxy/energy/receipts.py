@@ -20,15 +20,19 @@ from proxy.energy.records import (
     Quality,
     RequestRecord,
     RunRecord,
+    SpentRecord,
+    Waste,
     WindowRecord,
+    waste_of,
 )
 from proxy.energy.share import Settled
 from proxy.energy.sources import Device
+from proxy.energy.spent import HOUR_S
 from proxy.energy.work import Progress
 from proxy.identify import Identity
 from proxy.telemetry.metrics import EnergyDelta
 
-WASTED = {Outcome.CANCELLED: "cancelled", Outcome.FAILED: "failed", Outcome.ERROR: "failed"}
+Saved = Callable[[Progress], tuple[Quality, int] | None]  # what the prefix cache spared an attempt, µJ
 
 
 def share_quality(counter: Quality) -> Quality:
@@ -73,7 +77,7 @@ class Attempt:
     ended: float | None = None
     code: int | None = None
     outcome: Outcome | None = None
-    waste: str | None = None  # why its joules bought nothing
+    waste: Waste | None = None  # why its joules bought nothing
     uj: int = 0
     wasted_uj: int = 0  # of `uj`, those that the waste metric has counted
     noted: bool = False  # the ledger knows of it, so it can take its joules
@@ -104,6 +108,7 @@ class Receipt:
     output_tokens: int | None = None
     usage: str = "none"
     uj: int = 0
+    saved: tuple[Quality, int] | None = None  # what its cached tokens did not cost, µJ
 
     def record(self) -> RequestRecord:
         identity = self.identity
@@ -125,6 +130,7 @@ class Receipt:
             self.cached_tokens,
             self.output_tokens,
             self.usage,
+            *((None, None) if self.saved is None else (self.saved[1], self.saved[0]._value_)),
         )
 
 
@@ -135,6 +141,7 @@ class Second:
     batch: Batch
     deltas: list[EnergyDelta]
     wasted: list[tuple[str, str, int]]  # workflow label, reason, µJ counted earlier as mere energy
+    saved: list[tuple[str, Quality, int]]  # workflow label, quality, µJ that were not spent
     tokens: dict[tuple[str, str, str], tuple[int, int, int]]  # see `tokens_by_label`, of requests that ended
     opened: list[str]  # requests that no earlier second has
     begun: list[str]  # runs (by uid) that no earlier second has
@@ -163,6 +170,7 @@ class Book:
         self._wasteful: dict[str, Receipt] = {}  # of those, the ones with an attempt that bought nothing
         self._windows: dict[tuple[str, int], list[int]] = {}
         self._energy: dict[tuple[str, int, str], list[int]] = {}
+        self._spent: dict[tuple[str, int], int] = {}
 
     # The data plane -------------------------------------------------------------------------------------------------
 
@@ -192,8 +200,8 @@ class Book:
         """A request ended. Its joules may still be to come."""
         receipt.ended, receipt.code, receipt.outcome = now, code, outcome
         for attempt in receipt.attempts:
-            if attempt.outcome is not None and attempt.outcome in WASTED:
-                attempt.waste = "retried" if outcome is Outcome.OK else WASTED[attempt.outcome]
+            attempt.waste = waste_of(attempt.outcome, outcome)
+            if attempt.waste is not None:
                 self._wasteful[receipt.id] = receipt
         run = receipt.run
         run.in_flight -= 1
@@ -212,18 +220,21 @@ class Book:
 
     # Energy ---------------------------------------------------------------------------------------------------------
 
-    def book(self, window: Settled) -> None:
-        """Put a settled window on the receipts and into its device's second."""
+    def book(self, window: Settled) -> dict[str, int]:
+        """Put a settled window on the receipts and into its device's second; returns what each tenant spent in it."""
         second = self._windows.setdefault((window.device, int(window.t1)), [0, 0, 0, 0])
         second[1] += window.idle_uj
         second[2] += window.foreign_uj
         second[3] += window.gap_uj
         device, energy, receipts = window.device, self._energy, self._receipts
+        spent: dict[str, int] = {}
         for progress, phase, uj, low_uj, high_uj in window.shares:
             second[0] += uj
             receipt = receipts[progress.request_id]
+            run = receipt.run
             receipt.uj += uj
-            receipt.run.uj += uj
+            run.uj += uj
+            spent[run.tenant] = spent.get(run.tenant, 0) + uj
             receipt.attempts[progress.attempt - 1].uj += uj
             key = (progress.request_id, progress.attempt, device)
             sums = energy.get(key)
@@ -232,9 +243,21 @@ class Book:
             sums[phase is Phase.DECODE] += uj
             sums[2] += low_uj
             sums[3] += high_uj
+        hour = int(window.t1 // HOUR_S)
+        for tenant, uj in spent.items():
+            self._spent[tenant, hour] = self._spent.get((tenant, hour), 0) + uj
+        return spent
 
-    def batch(self, now: float, devices: dict[str, Device], is_settled: Callable[[Progress], bool]) -> Second:
+    def batch(
+        self,
+        now: float,
+        devices: dict[str, Device],
+        is_settled: Callable[[Progress], bool],
+        saved: Saved = lambda _: None,
+    ) -> Second:
         """Everything that changed since the last call, to be committed as one."""
+        for receipt in self._ended:
+            receipt.saved = _sum_saved(receipt, saved)
         settled = [receipt for receipt in self._unpaid.values() if _has_all(receipt, is_settled)]
         for receipt in settled:
             receipt.run.unsettled -= 1
@@ -250,12 +273,14 @@ class Book:
                 WindowRecord(device, second, devices[device].quality, *parts)
                 for (device, second), parts in self._windows.items()
             ],
+            spent=[SpentRecord(tenant, hour, uj) for (tenant, hour), uj in self._spent.items()],
         )
         wasted = [one for receipt in self._wasteful.values() for one in _newly_wasted(receipt)]
         second = Second(
             batch,
             deltas,
             wasted,
+            [(receipt.run.label, *receipt.saved) for receipt in self._ended if receipt.saved is not None],
             tokens_by_label(self._ended),
             self._opened,
             self._begun,
@@ -263,7 +288,7 @@ class Book:
             finals,
         )
         self._opened, self._begun, self._ended = [], [], []
-        self._windows, self._dirty_runs, self._dirty = {}, {}, {}
+        self._windows, self._dirty_runs, self._dirty, self._spent = {}, {}, {}, {}
         for receipt in settled:
             del self._receipts[receipt.id], self._unpaid[receipt.id]
             self._wasteful.pop(receipt.id, None)
@@ -318,6 +343,16 @@ class Book:
         """The receipts of a run that are not settled and handed over."""
         return [r for r in self._receipts.values() if r.run.run == run and r.run.tenant == tenant]
 
+    def unsettled(self) -> Iterable[Receipt]:
+        """All receipts that are not settled and handed over."""
+        return self._receipts.values()
+
+    def runs(self, tenant: str, run: str) -> list[Run]:
+        """The segments of a run that are not final, the newest last."""
+        closing = [one for one in self._closing if one.run == run and one.tenant == tenant]
+        newest = self._runs.get((tenant, run))
+        return closing if newest is None else [*closing, newest]
+
     def is_open(self, tenant: str, run: str) -> bool:
         return (tenant, run) in self._runs
 
@@ -339,6 +374,14 @@ def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
         if attempt.waste and attempt.uj > attempt.wasted_uj:
             yield receipt.run.label, attempt.waste, attempt.uj - attempt.wasted_uj
             attempt.wasted_uj = attempt.uj
+
+
+def _sum_saved(receipt: Receipt, saved: Saved) -> tuple[Quality, int] | None:
+    """What a request's attempts did not cost, as good as the worst of them is known."""
+    found = [one for attempt in receipt.attempts if attempt.progress and (one := saved(attempt.progress)) is not None]
+    if not found:
+        return None
+    return max((quality for quality, _ in found), key=list(Quality).index), sum(uj for _, uj in found)
 
 
 def tokens_by_label(receipts: Iterable[Receipt]) -> dict[tuple[str, str, str], tuple[int, int, int]]:

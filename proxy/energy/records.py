@@ -29,6 +29,36 @@ class Outcome(StrEnum):
     FAILED = "failed"  # the engine broke, or could not be reached
     CANCELLED = "cancelled"  # the client went away
     REFUSED = "refused"  # the gateway itself said no
+    ORPHANED = "orphaned"  # its gateway died, and the next one found it without an end
+
+
+class Waste(StrEnum):
+    """Why the joules of an attempt bought nothing."""
+
+    CANCELLED = "cancelled"  # its client went away
+    FAILED = "failed"  # the engine broke or answered with an error, and so did the request end
+    RETRIED = "retried"  # the same, but another attempt answered
+    ORPHANED = "orphaned"  # its gateway died: nobody was left to pass the answer on
+    STOPPED = "stopped"  # the gateway ended it, because a budget was spent
+
+
+def waste_of(attempt: str | None, request: str | None) -> Waste | None:
+    """Why an attempt with this outcome, of a request with that one, was in vain; None while that is not known.
+
+    The ledger says the same in SQL (`sums.WASTE`).
+    """
+    if attempt in (Outcome.FAILED, Outcome.ERROR):
+        if request is None:
+            return None
+        return Waste.RETRIED if request == Outcome.OK else Waste.FAILED
+    return _WASTE_OF.get(attempt or "")
+
+
+_WASTE_OF = {
+    Outcome.CANCELLED.value: Waste.CANCELLED,
+    Outcome.ORPHANED.value: Waste.ORPHANED,
+    Outcome.REFUSED.value: Waste.STOPPED,
+}
 
 
 class Phase(StrEnum):
@@ -56,7 +86,8 @@ class RunRecord(NamedTuple):
 class RequestRecord(NamedTuple):
     """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames" or "none".
 
-    Up to `path`, and `received`, it never changes.
+    Up to `path`, and `received`, it never changes. `saved_uj` are microjoules that it did not cost, because the engine
+    found a part of its prompt in its cache; both are null where it found none, or nobody knows.
     """
 
     id: str
@@ -76,6 +107,8 @@ class RequestRecord(NamedTuple):
     cached_tokens: int | None
     output_tokens: int | None
     usage: str
+    saved_uj: int | None = None
+    saved_quality: str | None = None
 
 
 class AttemptRecord(NamedTuple):
@@ -118,6 +151,14 @@ class WindowRecord(NamedTuple):
     gap_uj: int
 
 
+class SpentRecord(NamedTuple):
+    """Settled microjoules of a tenant's requests in one hour (since 1970, UTC), to add."""
+
+    tenant: str
+    hour: int
+    uj: int
+
+
 class DeviceRecord(NamedTuple):
     """A device and where its books stand: what its counter has moved since the last record, to add, and the last raw
     reading that is booked."""
@@ -149,10 +190,12 @@ class DayRequests(NamedTuple):
     workflow: str
     step: str
     outcome: str
+    saved_quality: str  # of what they saved; empty where that is nothing
     requests: int
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
+    saved_uj: int
 
 
 class DayEnergy(NamedTuple):
@@ -165,7 +208,7 @@ class DayEnergy(NamedTuple):
     engine: str
     component: str
     quality: str
-    outcome: str
+    waste: str  # why it was in vain; empty where it was not, or nobody knows
     records: int
     uj: int
     low_uj: int
@@ -195,7 +238,8 @@ class Batch:
     windows: list[WindowRecord] = field(default_factory=list)
     devices: list[DeviceRecord] = field(default_factory=list)
     dropped: Dropped = field(default_factory=Dropped)
+    spent: list[SpentRecord] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        parts = (self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices, self.dropped)
-        return any(parts)
+        parts = (self.runs, self.requests, self.attempts, self.energy, self.windows, self.devices)
+        return any((*parts, self.dropped, self.spent))

@@ -7,7 +7,7 @@ has no request left.
 import sqlite3
 from dataclasses import dataclass
 
-from proxy.energy.sums import DAY_ENERGY, DAY_REQUESTS, DAY_RUNS, DAY_WINDOWS
+from proxy.energy.sums import DAY_ENERGY, DAY_REQUESTS, DAY_RUNS, DAY_WINDOWS, WASTE
 
 DAY_S = 86400.0
 _LONGEST_S = 0.01  # what a slice should take; the disk, and a checkpoint in it, may make it longer
@@ -46,15 +46,16 @@ _OLD_REQUESTS = """
 """
 _ROLL_REQUESTS = DAY_REQUESTS.add(
     f"""
-    SELECT {_DAY}, tenant, workflow, step, coalesce(outcome, ''), count(*), coalesce(sum(prompt_tokens), 0),
-        coalesce(sum(cached_tokens), 0), coalesce(sum(output_tokens), 0)
+    SELECT {_DAY}, tenant, workflow, step, coalesce(outcome, ''), coalesce(saved_quality, ''), count(*),
+        coalesce(sum(prompt_tokens), 0), coalesce(sum(cached_tokens), 0), coalesce(sum(output_tokens), 0),
+        coalesce(sum(saved_uj), 0)
     FROM touched_requests CROSS JOIN requests USING (id) CROSS JOIN runs ON uid = run_uid
-    WHERE true GROUP BY 1, 2, 3, 4, 5
+    WHERE true GROUP BY 1, 2, 3, 4, 5, 6
     """
 )
 _ROLL_ENERGY = DAY_ENERGY.add(
     f"""
-    SELECT {_DAY}, tenant, workflow, step, engine, component, quality, coalesce(attempts.outcome, ''),
+    SELECT {_DAY}, tenant, workflow, step, engine, component, quality, {WASTE},
         count(*), sum(prefill_uj + decode_uj), sum(low_uj), sum(high_uj)
     FROM touched_requests AS touched CROSS JOIN energy ON energy.request_id = touched.id
         CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt

@@ -5,6 +5,8 @@ are moved in the same transaction as the detail, and keep what the detail forget
 forgot, by the UTC day on which a run was opened. Energies are microjoules, times Unix seconds.
 """
 
+from proxy.energy.sums import WASTE
+
 APPLICATION_ID = 0x4A4F554C  # marks the file as a ledger of ours
 
 MIGRATIONS: tuple[str, ...] = (
@@ -256,5 +258,122 @@ MIGRATIONS: tuple[str, ...] = (
         requests INTEGER NOT NULL,
         uj INTEGER NOT NULL
     ) WITHOUT ROWID;
+    """,
+    # Energy is summed by why it was in vain, requests by what the prefix cache saved them. What a tenant spent in an
+    # hour is kept for its budgets. Whom an earlier gateway left without an end is said to be so.
+    f"""
+    UPDATE attempts SET outcome = 'orphaned' WHERE outcome IS NULL;
+    UPDATE requests SET outcome = 'orphaned' WHERE outcome IS NULL;
+    ALTER TABLE requests ADD COLUMN saved_uj INTEGER;
+    ALTER TABLE requests ADD COLUMN saved_quality TEXT;
+
+    CREATE TABLE day_requests_4 (
+        day TEXT NOT NULL,
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        saved_quality TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        saved_uj INTEGER NOT NULL,
+        PRIMARY KEY (day, tenant, workflow, step, outcome, saved_quality)
+    ) WITHOUT ROWID;
+    INSERT INTO day_requests_4
+    SELECT day, tenant, workflow, step, outcome, '', requests, prompt_tokens, cached_tokens, output_tokens, 0
+    FROM day_requests;
+    DROP TABLE day_requests;
+    ALTER TABLE day_requests_4 RENAME TO day_requests;
+
+    DROP TABLE total_requests;
+    CREATE TABLE total_requests (
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        outcome TEXT NOT NULL,
+        saved_quality TEXT NOT NULL,
+        requests INTEGER NOT NULL,
+        prompt_tokens INTEGER NOT NULL,
+        cached_tokens INTEGER NOT NULL,
+        output_tokens INTEGER NOT NULL,
+        saved_uj INTEGER NOT NULL,
+        PRIMARY KEY (tenant, workflow, step, outcome, saved_quality)
+    ) WITHOUT ROWID;
+    INSERT INTO total_requests
+    SELECT tenant, workflow, step, outcome, '', sum(n), sum(prompt), sum(cached), sum(output), 0
+    FROM (
+        SELECT tenant, workflow, step, outcome, 1 AS n, coalesce(prompt_tokens, 0) AS prompt,
+            coalesce(cached_tokens, 0) AS cached, coalesce(output_tokens, 0) AS output
+        FROM requests CROSS JOIN runs ON uid = run_uid
+        UNION ALL
+        SELECT tenant, workflow, step, outcome, requests, prompt_tokens, cached_tokens, output_tokens FROM day_requests
+    )
+    GROUP BY tenant, workflow, step, outcome;
+
+    CREATE TABLE day_energy_4 (
+        day TEXT NOT NULL,
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        component TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        waste TEXT NOT NULL,
+        records INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        low_uj INTEGER NOT NULL,
+        high_uj INTEGER NOT NULL,
+        PRIMARY KEY (day, tenant, workflow, step, engine, component, quality, waste)
+    ) WITHOUT ROWID;
+    INSERT INTO day_energy_4
+    SELECT day, tenant, workflow, step, engine, component, quality,
+        CASE outcome WHEN 'cancelled' THEN 'cancelled' WHEN 'failed' THEN 'failed' WHEN 'error' THEN 'failed'
+            WHEN 'refused' THEN 'stopped' ELSE '' END AS waste,
+        sum(records), sum(uj), sum(low_uj), sum(high_uj)
+    FROM day_energy GROUP BY day, tenant, workflow, step, engine, component, quality, waste;
+    DROP TABLE day_energy;
+    ALTER TABLE day_energy_4 RENAME TO day_energy;
+
+    DROP TABLE total_energy;
+    CREATE TABLE total_energy (
+        tenant TEXT NOT NULL,
+        workflow TEXT NOT NULL,
+        step TEXT NOT NULL,
+        engine TEXT NOT NULL,
+        component TEXT NOT NULL,
+        quality TEXT NOT NULL,
+        waste TEXT NOT NULL,
+        records INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        low_uj INTEGER NOT NULL,
+        high_uj INTEGER NOT NULL,
+        PRIMARY KEY (tenant, workflow, step, engine, component, quality, waste)
+    ) WITHOUT ROWID;
+    INSERT INTO total_energy
+    SELECT tenant, workflow, step, engine, component, quality, waste, sum(n), sum(uj), sum(low_uj), sum(high_uj)
+    FROM (
+        SELECT tenant, workflow, step, engine, component, quality, {WASTE} AS waste, 1 AS n,
+            prefill_uj + decode_uj AS uj, low_uj, high_uj
+        FROM energy CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
+            CROSS JOIN requests ON id = energy.request_id CROSS JOIN runs ON uid = run_uid
+        UNION ALL
+        SELECT tenant, workflow, step, engine, component, quality, waste, records, uj, low_uj, high_uj FROM day_energy
+    )
+    GROUP BY tenant, workflow, step, engine, component, quality, waste;
+
+    CREATE TABLE spent (
+        tenant TEXT NOT NULL,
+        hour INTEGER NOT NULL,
+        uj INTEGER NOT NULL,
+        PRIMARY KEY (tenant, hour)
+    ) WITHOUT ROWID;
+    INSERT INTO spent
+    SELECT tenant, CAST(coalesce(attempts.ended, dispatched, received) / 3600 AS INTEGER) AS hour,
+        sum(prefill_uj + decode_uj)
+    FROM energy CROSS JOIN attempts ON attempts.request_id = energy.request_id AND n = attempt
+        CROSS JOIN requests ON id = energy.request_id CROSS JOIN runs ON uid = run_uid
+    GROUP BY tenant, hour;
     """,
 )

@@ -51,6 +51,12 @@ class Serving:
             return t - self.heard <= _RECENT_S
         return self.started > 0
 
+    @property
+    def alike(self) -> int:
+        """How many of its devices are of the first one's kind: the price of work is learnt on that one alone."""
+        kinds = [name.rpartition("/")[2].partition(":")[0] for name in self.devices]
+        return kinds.count(kinds[0]) if kinds else 0
+
     def believe(self, prices: Coefficients) -> None:
         """Begin from these prices. What was learnt of others is forgotten, and kept where they are the same again."""
         if prices != self.fit.prior:

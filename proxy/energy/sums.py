@@ -5,7 +5,19 @@ from dataclasses import dataclass
 _TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
 _ENERGY = ("records", "uj", "low_uj", "high_uj")
 _PARTS = ("workflow_uj", "idle_uj", "foreign_uj", "gap_uj")
-_OF_ENERGY = ("tenant", "workflow", "step", "engine", "component", "quality", "outcome")
+_OF_REQUESTS = ("tenant", "workflow", "step", "outcome", "saved_quality")
+_OF_ENERGY = ("tenant", "workflow", "step", "engine", "component", "quality", "waste")
+
+# Why an attempt's joules bought nothing, as `records.waste_of` says it; '' where they did, or nobody knows yet.
+WASTE = """
+    CASE
+        WHEN attempts.outcome IN ('failed', 'error') THEN
+            CASE WHEN requests.outcome IS NULL THEN '' WHEN requests.outcome = 'ok' THEN 'retried' ELSE 'failed' END
+        WHEN attempts.outcome IN ('cancelled', 'orphaned') THEN attempts.outcome
+        WHEN attempts.outcome = 'refused' THEN 'stopped'
+        ELSE ''
+    END
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +40,13 @@ class Sums:
 
 
 TOTAL_RUNS = Sums("total_runs", ("tenant", "workflow", "state"), ("runs", "duration_us"))
-TOTAL_REQUESTS = Sums("total_requests", ("tenant", "workflow", "step", "outcome"), ("requests", *_TOKENS))
+TOTAL_REQUESTS = Sums("total_requests", _OF_REQUESTS, ("requests", *_TOKENS, "saved_uj"))
 TOTAL_ENERGY = Sums("total_energy", _OF_ENERGY, _ENERGY)
 TOTAL_WINDOWS = Sums("total_windows", ("device", "quality"), _PARTS)
 WINDOWS = Sums("windows", ("device", "second", "quality"), _PARTS)
 DAY_RUNS = Sums("day_runs", ("day", "tenant", "workflow"), ("runs", "duration_us"))
-DAY_REQUESTS = Sums("day_requests", ("day", "tenant", "workflow", "step", "outcome"), ("requests", *_TOKENS))
+DAY_REQUESTS = Sums("day_requests", ("day", *_OF_REQUESTS), ("requests", *_TOKENS, "saved_uj"))
 DAY_ENERGY = Sums("day_energy", ("day", *_OF_ENERGY), _ENERGY)
 DAY_WINDOWS = Sums("day_windows", ("day", "device", "quality"), _PARTS)
+SPENT = Sums("spent", ("tenant", "hour"), ("uj",))
 DROPPED = Sums("dropped", ("day",), ("requests", "uj"))

@@ -22,6 +22,7 @@ class Gauges:
     limit: Mapping[tuple[str, str], int] = field(default_factory=dict)  # a gate without a limit is left out
     engine_up: Mapping[str, bool] = field(default_factory=dict)
     breaker: Mapping[str, str] = field(default_factory=dict)  # engine -> its state
+    budget_uj: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # (tenant, period): limit, spent
     ledger_writable: bool = True
     ledger_backlog: int = 0  # batches not yet committed
     ledger_waiting: int = 0  # requests in them
@@ -60,6 +61,19 @@ class Gauges:
             for name in State:
                 breaker.add_metric((engine, name.value), int(state == name))
         yield breaker
+        limit = GaugeMetricFamily(
+            "joulegate_budget_joules", "What a tenant may spend in a period.", labels=("tenant", "period")
+        )
+        spent = GaugeMetricFamily(
+            "joulegate_budget_spent_joules",
+            "What it has spent in it so far; part of it predicted.",
+            labels=("tenant", "period"),
+        )
+        for key, (limit_uj, spent_uj) in self.budget_uj.items():
+            limit.add_metric(key, limit_uj / 1e6)
+            spent.add_metric(key, spent_uj / 1e6)
+        yield limit
+        yield spent
         yield GaugeMetricFamily(
             "joulegate_ledger_writable", "0 while the ledger cannot be written.", value=int(self.ledger_writable)
         )

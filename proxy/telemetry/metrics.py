@@ -15,7 +15,7 @@ from prometheus_client.openmetrics.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.openmetrics.exposition import generate_latest as generate_openmetrics
 from prometheus_client.registry import Collector
 
-from proxy.energy.records import Outcome, Quality, WindowRecord
+from proxy.energy.records import Outcome, Quality, Waste, WindowRecord
 from proxy.telemetry.bounds import LabelBounds
 from proxy.telemetry.gauges import Gauges, host_and_device
 from proxy.telemetry.tables import Histogram, Spread, Totals
@@ -75,10 +75,21 @@ class Metrics(Collector):
             ("workflow", "reason"),
             per_unit=10**6,
         )
+        self.savings = Totals(
+            "joulegate_saved_joules",
+            "Joules that prompt tokens found in the prefix cache did not cost, by the fitted price; in no other total.",
+            ("workflow", "quality"),
+            per_unit=10**6,
+        )
         self.tokens_by_kind = Totals(
             "joulegate_workflow_tokens",
             "Tokens; `prompt` are prompt tokens computed, `cached` those found in the prefix cache: no overlap.",
             ("tenant", "workflow", "step", "kind"),
+        )
+        self.budgets = Totals(
+            "joulegate_budget_actions",
+            "What budgets did: `low` and `spent` once a period, `capped`, `refused` and `stopped` for each request.",
+            ("tenant", "period", "action"),
         )
         self.requests = Totals(
             "joulegate_requests",
@@ -105,7 +116,8 @@ class Metrics(Collector):
         self.itl_seconds = Histogram("joulegate_itl_seconds", "Between two output frames of a stream.", who, ITL_S)
         self.wait_seconds = Histogram("joulegate_queue_wait_seconds", "Arrival at the gate to dispatch.", who, WAIT_S)
         self._tables: tuple[Totals | Histogram, ...] = (
-            *(self.energy, self.devices, self.waste, self.tokens_by_kind, self.requests, self.ignored_ids),
+            *(self.energy, self.devices, self.waste, self.savings),
+            *(self.tokens_by_kind, self.requests, self.ignored_ids, self.budgets),
             *(self.dropped_receipts, self.dropped_energy),
             *(self.run_energy, self.run_duration, self.request_duration),
             *(self.ttft_seconds, self.itl_seconds, self.wait_seconds),
@@ -137,7 +149,7 @@ class Metrics(Collector):
     def born(
         self, tenant: str, workflow: str, step: str, engine: str, parts: Callable[[str], Mapping[str, Quality]]
     ) -> None:
-        """Make the series of a step's energy and tokens visible at 0, before the first joule is settled.
+        """Make the series of a step's energy, waste, savings and tokens visible at 0, before a joule is settled.
 
         Prometheus counts growth only: a series that is born at 5 J loses these 5 J.
         """
@@ -147,6 +159,10 @@ class Metrics(Collector):
         self._born.add(key)
         for component, quality in parts(engine).items():
             self.energy.add((*key, component, quality.value), 0)
+            for known in {quality, Quality.ESTIMATED}:  # the latter while the price is not fitted
+                self.savings.add((workflow, known.value), 0)
+            for reason in Waste:
+                self.waste.add((workflow, reason.value), 0)
         self.tokens(tenant, workflow, step, 0, 0, 0)
 
     def ids_ignored(self, count: int) -> None:
@@ -161,6 +177,14 @@ class Metrics(Collector):
     def wasted(self, workflow: str, reason: str, uj: int) -> None:
         """Joules of an attempt that were counted before it was known that they bought nothing."""
         self.waste.add((workflow, reason), uj)
+
+    def saved(self, workflow: str, quality: Quality, uj: int) -> None:
+        """Joules of a settled request that were not spent."""
+        self.savings.add((workflow, quality.value), uj)
+
+    def budget(self, tenant: str, period: str, action: str) -> None:
+        """A budget was found low or spent, or has changed what became of a request."""
+        self.budgets.add((tenant, period, action))
 
     def tokens(self, tenant: str, workflow: str, step: str, prompt: int, cached: int, output: int) -> None:
         """Count a request's usage as OpenAI states it: `prompt` includes `cached`."""

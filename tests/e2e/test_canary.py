@@ -123,7 +123,7 @@ def joulegate_with_a_fault(mark: str, tmp_path: Path) -> str:
             raise ValueError(f"no {mark}")
 
     config = parse({"engines": [{"name": "e1", "kind": "openai", "url": "http://127.0.0.1:9"}]})
-    forward = Forward(config, Faulty([], {}), Keys([]), *cast(Any, (None, None, None)))
+    forward = Forward(config, Faulty([], {}), Keys([]), *cast(Any, (None,) * 4))
     scope = {"type": "http", "method": "POST", "path": "/tokenize", "headers": [], "query_string": b""}
     inbox = [{"type": "http.request", "body": json.dumps({"prompt": mark}).encode()}]
     sent: list[Any] = []

@@ -63,6 +63,28 @@ def test_kill_9_under_load(nvml: Any, make_engine: Any, tmp_path: Any) -> None:
 
 
 @pytest.mark.scripted
+def test_what_a_killed_gateway_had_in_flight_is_orphaned(nvml: Any, make_engine: Any, tmp_path: Any) -> None:
+    nvml.set_power_w(0, 300)
+    engines = [{"name": "e1", "kind": "vllm", "url": make_engine().url, "devices": [GPU]}]
+    # Windows are settled while the stream runs, so that there are joules in the ledger that nobody has an answer for.
+    gateway = Gateway({"engines": engines, "energy": {"settle": 0.2}}, tmp_path, nvml.env).start()
+    body, run = chat_body(stream=True, max_tokens=100_000), {"x-workflow-id": "left", "x-workflow-name": "left"}
+    with gateway.http.stream("POST", "/v1/chat/completions", json=body, headers=run) as reply:
+        lines = reply.iter_lines()  # kept, since with it the stream would end
+        next(lines)
+        until(lambda: [row for row in gateway.get("/energy/workflows")["workflows"] if (row["joules"] or 0) > 100])
+        assert gateway.get("/energy/workflows")["workflows"][0]["joules_wasted"] == 0, "it may still be answered"
+        gateway.kill()
+    with running(gateway):
+        (row,) = gateway.get("/energy/workflows")["workflows"]
+        assert row["wasted_by_reason"] == {"orphaned": row["joules"]} and row["joules"] > 100
+        (request,) = gateway.get("/energy/runs/left")["requests"]
+        assert request["outcome"] == "orphaned" and request["wasted_by_reason"] == row["wasted_by_reason"]
+        wasted = gateway.metric("joulegate_waste_joules_total", workflow="left", reason="orphaned")
+        assert uj(wasted) == uj(row["joules"])
+
+
+@pytest.mark.scripted
 def test_a_stop_lets_requests_finish_and_closes_the_books(engine: Engine, make_gateway: Any) -> None:
     gateway: Gateway = make_gateway({"engines": [{"name": "e1", "kind": "openai", "url": engine.url}]})
     body = chat_body(max_tokens=200, stream=True)

@@ -102,6 +102,7 @@ class Traffic:
         gpu_uj, cpu_uj, now = 120_000_000 * index, 15_000_000 * index, time.time()
         who = ("default", workflow, step, "e1")
         self.metrics.wasted(workflow, "cancelled", cpu_uj)
+        self.metrics.saved(workflow, Quality.ATTRIBUTED, cpu_uj)
         self.metrics.apply(
             [
                 EnergyDelta(*who, "gpu", Quality.ATTRIBUTED, gpu_uj),

@@ -25,7 +25,8 @@ DAY = 86400.0
 
 def request(n: int, run: str, received: float, node: str | None = None, output: int | None = 8) -> RequestRecord:
     rest = (received + 4, 200, "ok", 30, 10, output, "engine")
-    return RequestRecord(f"q{n}", run, "query", node, '["q0"]', "{}", "/v1", received, "m", 1, *rest)
+    made = RequestRecord(f"q{n}", run, "query", node, '["q0"]', "{}", "/v1", received, "m", 1, *rest)
+    return made._replace(saved_uj=1_500_000, saved_quality="attributed") if n == 1 else made
 
 
 def energy(n: int, device: str, prefill_uj: int, decode_uj: int, quality: str = "attributed") -> EnergyRecord:
@@ -116,6 +117,8 @@ def test_every_table_becomes_a_file(reader: LedgerReader, tmp_path: Path) -> Non
         "cpu_joules": "3e-06",
         "soc_joules": "",
         "dram_joules": "",
+        "saved_joules": "1.5",
+        "saved_quality": "attributed",
     }
     assert read(out, "requests")[2]["joules"] == read(out, "requests")[2]["quality"] == "", "nobody measured it"
     chat = {row["run"]: row for row in read(out, "runs")}["r,1"]
@@ -132,7 +135,8 @@ def test_every_table_becomes_a_file(reader: LedgerReader, tmp_path: Path) -> Non
             "gap_joules": "1e-06",
         }
     ]
-    assert read(out, "day_requests")[0]["day"] == "1970-01-01"
+    day = read(out, "day_requests")[0]
+    assert (day["day"], day["saved_joules"], day["saved_quality"]) == ("1970-01-01", "0.0", "")
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,9 @@ def test_measured_figures(tmp_path: Path) -> None:
     assert "search 1 1 30 2,000 1.26 kJ 1.26 kJ 632 mJ 4.0" in rows
     assert "d 1.56 kJ 81 % 19 % 0 % 0 % 0 µJ measured" in rows
     assert "joules: attributed" in text
-    assert "30.0 J of 1.26 kJ (2.4 %) went into attempts that failed or were cancelled." in text
+    assert "30.0 J of 1.26 kJ (2.4 %) went into attempts that bought nothing." in text
+    assert "workflow joules wasted retried saved" in rows and "search 1.26 kJ 2.4 % 30.0 J 0 J" in rows
+    assert "not spent" not in text, "the cache saved nothing"
     assert "≈" not in text and "stimate" not in text
 
 
@@ -81,6 +83,25 @@ def test_estimates_say_so_first_and_have_two_digits(tmp_path: Path) -> None:
 
 def test_emulated_figures_say_so_first(tmp_path: Path) -> None:
     assert printed(tmp_path, books(Quality.EMULATED)).startswith("Emulated: all joules")
+
+
+def test_what_the_cache_saved_is_said_apart(tmp_path: Path) -> None:
+    def saving(quality: Quality) -> Batch:
+        whole = books(Quality.MEASURED)
+        return replace(whole, requests=[whole.requests[0]._replace(saved_uj=2_350_000, saved_quality=quality.value)])
+
+    (tmp_path / "fitted").mkdir()
+    text = printed(tmp_path / "fitted", saving(Quality.ATTRIBUTED))
+    rows = [" ".join(line.split()) for line in text.splitlines()]
+    assert "search 1.26 kJ 2.4 % 30.0 J 2.35 J" in rows
+    assert "2.35 J were not spent, by the engine's fitted price: prompt tokens found in the prefix cache." in text
+    guessed = printed(tmp_path, saving(Quality.ESTIMATED))
+    assert "≈ 2.4 J were not spent, by a price that is not fitted to the engine yet" in guessed
+
+
+def test_where_nothing_was_wasted_or_saved_no_table_says_so(tmp_path: Path) -> None:
+    text = printed(tmp_path, replace(books(Quality.MEASURED), attempts=[], energy=[]), Batch())
+    assert "Wasted and saved" not in text
 
 
 def test_what_no_counter_saw_is_a_dash(tmp_path: Path) -> None:
@@ -153,8 +174,8 @@ def test_digits_follow_the_quality(joules: float | None, quality: str | None, te
 
 
 def test_what_only_sums_are_kept_of_is_said(tmp_path: Path) -> None:
-    lost = [DayEnergy("1970-01-01", "t", "search", "query", "e1", "gpu", "attributed", "ok", 2, 5_000_000, 0, 0)]
-    requests = [DayRequests("1970-01-01", "t", "search", "query", "ok", 1200, 0, 0, 0)]
+    lost = [DayEnergy("1970-01-01", "t", "search", "query", "e1", "gpu", "attributed", "", 2, 5_000_000, 0, 0)]
+    requests = [DayRequests("1970-01-01", "t", "search", "query", "ok", "", 1200, 0, 0, 0, 0)]
     text = printed(tmp_path, books(Quality.MEASURED), Batch(dropped=Dropped(requests=requests, energy=lost)))
     assert "Of 1,200 requests (5.00 J) only sums are kept" in text
     assert "only sums" not in printed(tmp_path / "other", books(Quality.MEASURED))

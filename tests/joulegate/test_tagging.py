@@ -50,6 +50,15 @@ def test_openai_sync(gateway: "StubGateway", ask: Callable[..., Any]) -> None:
     assert gateway.tags("before") == gateway.tags("after") == {}
 
 
+def test_a_runs_budget_goes_with_every_call(gateway: "StubGateway", ask: Callable[..., Any]) -> None:
+    with joulegate.run("search", id="r1", budget_j=1250) as r, r.step("query"):
+        ask("inside")
+    assert gateway.tags("inside") == {"id": "r1", "name": "search", "budget": "1250.0", "step": "query"}
+    for bad in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="a budget is a number of joules"):
+            joulegate.run("search", budget_j=bad)
+
+
 def test_openai_stream(gateway: "StubGateway") -> None:
     with openai.OpenAI(base_url=gateway.base_url, api_key="k") as client, joulegate.run("search", id="r1"):
         messages = chat_body("one two")["messages"]

@@ -3,7 +3,9 @@ from typing import Any
 
 import pytest
 
+from proxy.budget import Period, Terms
 from proxy.config import Config, ConfigError, Key, load, parse
+from proxy.keys import Keys
 
 ENGINE = {"name": "e1", "kind": "openai", "url": "http://127.0.0.1:9000"}
 MINIMAL = """
@@ -91,6 +93,12 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(data: dict[str, Any]
         ({"limits": {"queue": 1.5}}, "limits.queue: must be a whole number (got 1.5)"),
         ({"limits": {"json_depth": 500}}, "limits.json_depth: must be at most 200 (got 500)"),
         ({"routing": {"affinity": "run"}}, "routing.affinity: must be 'none', 'session' or 'prefix' (got 'run')"),
+        ({"keys": [{"tenant": "acme", "key": "k", "budget": {"warn": 0.5}}]}, "a budget needs a limit: give hour, day"),
+        ({"keys": [{"tenant": "acme", "key": "k", "budget": {"hour": 0}}]}, "budget.hour: must be at least 1e-06"),
+        ({"keys": [{"tenant": "acme", "key": "k", "budget": {"run": 1}}]}, "unknown key 'budget.run'; "),
+        ({"workflows": {"w": {"budget": {}}}}, "workflows.w.budget.run is missing"),
+        ({"workflows": {"w": {"budget": {"run": float("inf")}}}}, "workflows.w.budget.run: must be at most 1e+12"),
+        ({"workflows": {"w": {"budget": {"run": 1, "warn": 2}}}}, "workflows.w.budget.warn: must be at most 1"),
         ({"keys": [{"tenant": "acme", "key_hash": "x"}]}, "the key of tenant acme: key_hash: must be sha256: and 64"),
     ],
 )
@@ -233,6 +241,17 @@ def test_a_secret_file_that_cannot_be_read_is_named(tmp_path: Path, content: byt
     config = parse({"engines": [{**ENGINE, "api_key_file": str(file)}]})
     with pytest.raises(ConfigError, match=r"secret file .* cannot be read"):
         config.engines[0].secret()
+
+
+def test_budgets_are_read_as_microjoules() -> None:
+    key = {"tenant": "acme", "key": "k", "budget": {"hour": 1.5, "month": 2e6, "cap_tokens": 9, "stop": True}}
+    workflows = {"agent": {"budget": {"run": 20, "warn": 0.5}}, "free": {}}
+    config = parse({"engines": [ENGINE], "keys": [key], "workflows": workflows})
+    budget = config.keys[0].budget
+    assert budget and budget.terms() == Terms({Period.HOUR: 1_500_000, Period.MONTH: 2 * 10**12}, 0.8, 9, True)
+    assert config.run_budgets() == {"agent": Terms({Period.RUN: 20_000_000}, 0.5)}
+    ((tenant, terms),) = Keys(config.keys).budgets
+    assert (tenant, terms) == ("acme", budget.terms())
 
 
 def test_a_policy_keeps_its_own_options() -> None:

@@ -174,4 +174,5 @@ def test_a_refusal_is_an_openai_error_object(status: int, kind: str) -> None:
         "error": {"message": "no", "type": kind, "param": "model", "code": "because"}
     }
     assert refusal.headers() == [(b"retry-after", b"3")]
+    assert Refusal(429, "no", "because", retry=False).text_headers() == {"x-should-retry": "false"}
     assert Refusal(503, "no", "because").headers() == []

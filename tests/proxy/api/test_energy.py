@@ -35,6 +35,7 @@ ATTEMPT = AttemptRecord("q1", 1, "e1", 100.0, 100.0, 101.0, 104.0, 200, Outcome.
 ENERGY = EnergyRecord("q1", 1, "h1/gpu:0", Quality.ATTRIBUTED, "gpu", 3_000_001, 0, 2_000_000, 4_000_000)
 WINDOW = WindowRecord("h1/gpu:0", 103, Quality.MEASURED, 3_000_001, 500_000, 0, 7)
 DEVICE = DeviceRecord("h1/gpu:0", "gpu", "H200", Quality.MEASURED, 3_500_008, 9_000_000, 104.0)
+WORTH = {"joules_wasted": 0.0, "wasted_by_reason": {}, "saved_joules": 0.0, "saved_quality": None}
 WHOLE = Batch([RUN], [REQUEST], [ATTEMPT], [ENERGY], [WINDOW], [DEVICE])
 
 
@@ -136,6 +137,7 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
             "joules_low": 2.0,
             "joules_high": 4.0,
             "quality": "attributed",
+            **WORTH,
             "open_joules": 0.0,
             "provisional": False,
             "why_unknown": None,
@@ -159,6 +161,7 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
         "joules_low": 2.0,
         "joules_high": 4.0,
         "quality": "attributed",
+        **WORTH,
         "open_joules": 0.0,
         "provisional": False,
         "why_unknown": None,

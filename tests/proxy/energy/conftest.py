@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from proxy.energy.records import waste_of
+
 Rows = Callable[[Path, str], list[tuple]]
 
 
 def _rows(path: Path, sql: str) -> list[tuple]:
     with contextlib.closing(sqlite3.connect(path)) as db:
+        db.create_function("waste_of", 2, lambda attempt, request: str(waste_of(attempt, request) or ""))
         return db.execute(sql).fetchall()
 
 
@@ -21,21 +24,22 @@ def _totals_equal_detail(path: Path) -> bool:
         (
             "total_energy",
             7,
-            """SELECT r.tenant, r.workflow, q.step, a.engine, e.component, e.quality, ifnull(a.outcome, ''),
+            """SELECT r.tenant, r.workflow, q.step, a.engine, e.component, e.quality, waste_of(a.outcome, q.outcome),
                       1, e.prefill_uj + e.decode_uj, e.low_uj, e.high_uj
                FROM energy e JOIN attempts a ON a.request_id = e.request_id AND a.n = e.attempt
                JOIN requests q ON q.id = e.request_id JOIN runs r ON r.uid = q.run_uid""",
-            "SELECT tenant, workflow, step, engine, component, quality, outcome, records, uj, low_uj, high_uj"
+            "SELECT tenant, workflow, step, engine, component, quality, waste, records, uj, low_uj, high_uj"
             " FROM day_energy",
         ),
         (
             "total_requests",
-            4,
-            """SELECT r.tenant, r.workflow, q.step, ifnull(q.outcome, ''), 1, ifnull(q.prompt_tokens, 0),
-                      ifnull(q.cached_tokens, 0), ifnull(q.output_tokens, 0)
+            5,
+            """SELECT r.tenant, r.workflow, q.step, ifnull(q.outcome, ''), ifnull(q.saved_quality, ''), 1,
+                      ifnull(q.prompt_tokens, 0), ifnull(q.cached_tokens, 0), ifnull(q.output_tokens, 0),
+                      ifnull(q.saved_uj, 0)
                FROM requests q JOIN runs r ON r.uid = q.run_uid""",
-            "SELECT tenant, workflow, step, outcome, requests, prompt_tokens, cached_tokens, output_tokens"
-            " FROM day_requests",
+            "SELECT tenant, workflow, step, outcome, saved_quality, requests, prompt_tokens, cached_tokens,"
+            " output_tokens, saved_uj FROM day_requests",
         ),
         (
             "total_runs",

@@ -60,7 +60,8 @@ class Life:
 
     def second(self, settled: bool = True) -> Second:
         self.now += 1.0
-        second = self.book.batch(self.now, DEVICES, lambda progress: settled and progress.ended is not None)
+        ended, saved = lambda progress: settled and progress.ended is not None, lambda _: (Quality.ATTRIBUTED, 3)
+        second = self.book.batch(self.now, DEVICES, ended, saved)
         second.batch.devices.append(DeviceRecord(GPU, "gpu", "H200", Quality.MEASURED, self.moved_uj, 0, self.now))
         self.moved_uj = 0
         return second
@@ -90,6 +91,10 @@ def test_whole_receipts_go_the_oldest_first_and_their_joules_stay() -> None:
     assert [(one.requests, one.output_tokens) for one in squeezed.dropped.requests] == [(4, 28)]
     assert [(one.uj, one.low_uj, one.high_uj) for one in squeezed.dropped.energy] == [(40, 20, 80)]
     assert squeezed.dropped == squeezed.second.batch.dropped
+    assert [(one.saved_quality, one.saved_uj) for one in squeezed.dropped.requests] == [("attributed", 12)]
+    assert squeezed.second.saved == [("SEARCH", Quality.ATTRIBUTED, 18)], "all are counted"
+    spent = [record for one in seconds for record in one.batch.spent]
+    assert [tuple(one) for one in squeezed.second.batch.spent] == [("t", 0, sum(one.uj for one in spent))]
     assert [(one.runs, one.duration_us) for one in squeezed.dropped.runs] == [(4, 0)] and len(squeezed.finals) == 4
     assert running.id not in squeezed.second.settled
 
@@ -179,7 +184,7 @@ def test_totals_are_the_same_as_if_all_had_been_written(
         for second in waiting:
             squeezed.write(second.batch)
         paths = (whole.path, squeezed.path)
-        for table in ("total_runs", "total_requests", "total_energy", "total_windows", "devices"):
+        for table in ("total_runs", "total_requests", "total_energy", "total_windows", "devices", "spent"):
             sums = [[row for row in rows(path, f"SELECT * FROM {table}") if any(row[-2:])] for path in paths]
             assert sorted(sums[0]) == sorted(sums[1]), table
         assert totals_equal_detail(whole.path) and totals_equal_detail(squeezed.path)

@@ -30,9 +30,12 @@ from proxy.energy.records import (
     Quality,
     RequestRecord,
     RunRecord,
+    SpentRecord,
     WindowRecord,
+    waste_of,
 )
 from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
+from proxy.energy.sums import WASTE
 
 Rows = Callable[[Path, str], list[tuple]]
 
@@ -84,6 +87,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
     prefill = ENERGY._replace(prefill_uj=1, decode_uj=0, low_uj=0, high_uj=3)
     cpu = ENERGY._replace(device="h1/cpu:0", component="cpu", quality="estimated", decode_uj=500_000)
     ledger.write(replace(WHOLE, energy=[ENERGY, prefill, cpu]))
+    worth = {"joules_wasted": 0.0, "wasted_by_reason": {}, "saved_joules": 0.0, "saved_quality": None}
     run = reader.run("default", "r1")
     assert run is not None
     request = run.pop("requests")[0]
@@ -100,6 +104,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
         "joules_low": 3.0,
         "joules_high": 5.000003,
         "quality": "estimated",
+        **worth,
         "by_step": {"query": {"requests": 1, "joules": 2.500001, "output_tokens": 8}},
     }
     assert request == {
@@ -126,6 +131,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
         "joules_low": 3.0,
         "joules_high": 5.000003,
         "quality": "estimated",
+        **worth,
         "by_component": {"gpu": 2.000001, "cpu": 0.5},
         "by_phase": {"prefill": 1e-06, "decode": 2.5},
         "by_place": {("h1", "attributed"): 2_000_001, ("h1", "estimated"): 500_000},
@@ -198,8 +204,87 @@ def test_workflow_totals(ledger: Ledger, reader: LedgerReader) -> None:
     assert search["by_step"]["plan"] == {"requests": 1, "joules": 1000.0, "output_tokens": 0}
     assert [row["tenant"] for row in reader.workflows("b")] == ["b"] and reader.workflows("nobody") == []
     assert reader.engines()["e1"]["joules"] == 1111.0
+    assert search["wasted_by_reason"] == {"retried": 1.0, "cancelled": 100.0}
     ledger.write(Batch(attempts=[ATTEMPT._replace(request_id="q3", outcome=Outcome.FAILED)]))
-    assert reader.workflows("default")[0]["joules_wasted"] == 1101.0  # what it had cost before it failed counts too
+    assert reader.workflows("default")[0]["joules_wasted"] == 101.0, "another attempt may still answer"
+    ledger.write(Batch(requests=[flying._replace(outcome=Outcome.FAILED)]))
+    wasted = reader.workflows("default")[0]["wasted_by_reason"]
+    assert wasted == {"retried": 1.0, "cancelled": 100.0, "failed": 1000.0}, "what it cost before it failed, too"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "request_outcome", "reasons"),
+    [
+        (["ok"], "ok", {}),
+        (["failed", "ok"], "ok", {"retried": 1.0}),
+        (["error", "failed"], "failed", {"failed": 3.0}),
+        (["failed", "cancelled"], "cancelled", {"failed": 1.0, "cancelled": 2.0}),
+        (["refused"], "refused", {"stopped": 1.0}),
+        (["failed", None], None, {}),
+    ],
+)
+def test_waste_has_a_reason_wherever_it_is_asked_for(
+    ledger: Ledger,
+    reader: LedgerReader,
+    outcomes: list[str | None],
+    request_outcome: str | None,
+    reasons: dict,
+    totals_equal_detail: Callable[[Path], bool],
+) -> None:
+    tries = [ATTEMPT._replace(n=n, outcome=outcome) for n, outcome in enumerate(outcomes, start=1)]
+    energy = [ENERGY._replace(attempt=one.n, decode_uj=one.n * 1_000_000) for one in tries]
+    ledger.write(Batch([RUN], [REQUEST._replace(outcome=request_outcome)], tries, energy))
+    run, request = reader.run(None, "r1"), reader.request("q1")
+    assert run is not None and request is not None
+    for figures in (run, run["requests"][0], request, reader.runs()[0], reader.workflows()[0]):
+        assert figures["wasted_by_reason"] == reasons and figures["joules_wasted"] == sum(reasons.values())
+    assert totals_equal_detail(ledger.path)
+
+
+@pytest.mark.parametrize("attempt", [None, *Outcome])
+@pytest.mark.parametrize("request_outcome", [None, *Outcome])
+def test_sql_and_python_agree_on_what_is_waste(attempt: Outcome | None, request_outcome: Outcome | None) -> None:
+    with contextlib.closing(sqlite3.connect(":memory:")) as db:
+        db.executescript("CREATE TABLE attempts (outcome); CREATE TABLE requests (outcome);")
+        db.execute("INSERT INTO attempts VALUES (?)", (attempt,))
+        db.execute("INSERT INTO requests VALUES (?)", (request_outcome,))
+        said = db.execute(f"SELECT {WASTE} FROM attempts, requests").fetchone()[0]
+    assert said == (waste_of(attempt, request_outcome) or "")
+
+
+def test_what_was_saved_is_beside_the_joules(
+    ledger: Ledger, reader: LedgerReader, totals_equal_detail: Callable[[Path], bool]
+) -> None:
+    ledger.write(WHOLE)
+    guessed = REQUEST._replace(saved_uj=5, saved_quality="estimated")
+    fitted = REQUEST._replace(id="q2", saved_uj=1_000_000, saved_quality="attributed")
+    ledger.write(Batch(requests=[guessed, fitted], attempts=[ATTEMPT._replace(request_id="q2")]))
+    run, first, second = reader.run(None, "r1"), reader.request("q1"), reader.request("q2")
+    assert run is not None and first is not None and second is not None
+    assert (first["saved_joules"], first["saved_quality"], first["joules"]) == (5e-6, "estimated", 2.0)
+    assert (second["saved_joules"], second["saved_quality"], second["joules"]) == (1.0, "attributed", None)
+    for figures in (run, reader.runs()[0], reader.workflows()[0]):
+        assert (figures["saved_joules"], figures["saved_quality"]) == (1.000005, "estimated")
+        assert figures["joules"] == 2.0, "what was not spent is in no sum"
+    assert totals_equal_detail(ledger.path) and reader.workflows()[0]["requests"] == 2
+
+
+def test_what_tenants_spent_is_kept_by_the_hour(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(Batch(spent=[SpentRecord("a", 10, 5), SpentRecord("a", 11, 7), SpentRecord("b", 11, 1)]))
+    ledger.write(Batch(spent=[SpentRecord("a", 11, 100)]))
+    assert reader.spent(since=10) == {"a": {10: 5, 11: 107}, "b": {11: 1}}
+    assert reader.spent(since=11) == {"a": {11: 107}, "b": {11: 1}}
+
+
+def test_what_a_run_spent_in_its_earlier_segments(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(WHOLE)
+    runs = [RUN._replace(uid="u2", opened=200.0), RUN._replace(uid="u3", tenant="b")]
+    requests = [REQUEST._replace(id=f"q{n}", run_uid=f"u{n}") for n in (2, 3)]
+    tries = [ATTEMPT._replace(request_id=f"q{n}") for n in (2, 3)]
+    ledger.write(Batch(runs, requests, tries, [ENERGY._replace(request_id=f"q{n}", prefill_uj=n) for n in (2, 3)]))
+    assert reader.run_uj("default", "r1") == 4_000_002
+    assert reader.run_uj("default", "r1", but=("u2",)) == 2_000_000
+    assert reader.run_uj("b", "r1") == 2_000_003 and reader.run_uj("b", "r2") == 0
 
 
 def test_what_no_counter_saw_is_not_0_joules(ledger: Ledger, reader: LedgerReader) -> None:
@@ -323,6 +408,8 @@ def batches(draw: st.DrawFn) -> Batch:
             prompt_tokens=prompt,
             cached_tokens=cached,
             output_tokens=output,
+            saved_uj=(saved := draw(tokens)),
+            saved_quality=None if saved is None else draw(st.sampled_from(["attributed", "estimated"])),
         )
 
     def attempt() -> AttemptRecord:
@@ -391,14 +478,22 @@ def test_no_joule_is_lost_and_totals_equal_the_detail(
         assert {run["state"] for run in reader.runs()} == {"final"}
 
 
-def test_what_an_earlier_process_left_open_becomes_final(path: Path) -> None:
+def test_what_an_earlier_process_left_open_becomes_final(
+    path: Path, totals_equal_detail: Callable[[Path], bool]
+) -> None:
     ledger = Ledger(path)
-    ledger.write(replace(WHOLE, requests=[REQUEST._replace(outcome=None, ended=None)]))
+    assert ledger.orphaned_uj == {}
+    left = [ATTEMPT._replace(outcome=Outcome.FAILED), ATTEMPT._replace(n=2, ended=None, outcome=None)]
+    energy = [ENERGY, ENERGY._replace(attempt=2, prefill_uj=5)]
+    ledger.write(replace(WHOLE, requests=[REQUEST._replace(outcome=None, ended=None)], attempts=left, energy=energy))
+    ledger.write(Batch(requests=[REQUEST._replace(id="q2")], attempts=[ATTEMPT._replace(request_id="q2")]))
     ledger.close()
     ledger = Ledger(path)
     run = LedgerReader(path).run("default", "r1")
     assert run is not None and run["state"] == "final"
-    assert run["requests"][0]["outcome"] is None
+    assert [request["outcome"] for request in run["requests"]] == ["orphaned", "ok"]
+    assert run["wasted_by_reason"] == {"failed": 2.0, "orphaned": 2.000005}
+    assert ledger.orphaned_uj == {"search": 2_000_005} and totals_equal_detail(path)
     assert LedgerReader(path).workflows()[0]["mean_duration_s"] == 4.0
     ledger.write(Batch([RUN._replace(uid="u2")]))
     again = LedgerReader(path).run("default", "r1")
@@ -485,7 +580,9 @@ def test_a_file_of_version_1_comes_along_with_all_it_holds(
     ledger, reader = Ledger(path), LedgerReader(path)
     assert totals_equal_detail(path) and rows(path, "PRAGMA foreign_key_check") == []
     run, request = reader.run("t", "r2"), reader.request("q1")
-    assert run is not None and (run["state"], run["joules"], run["requests"][0]["outcome"]) == ("final", 0.0007, None)
+    assert run is not None and (run["state"], run["joules"]) == ("final", 0.0007)
+    assert run["requests"][0]["outcome"] == "orphaned" and reader.spent(since=0) == {"t": {0: 753}}
+    assert reader.workflows()[0]["wasted_by_reason"] == {"orphaned": 0.0007}
     assert request is not None and request["by_phase"] == {"prefill": 3e-06, "decode": 5e-05}
     assert (request["joules_low"], request["joules_high"], request["identified_by"]) == (42e-6, 64e-6, {"run": "x"})
     assert (request["stream"], request["model"], request["path"], request["received"]) == (True, "m", "/v1", 100.0)
@@ -496,6 +593,28 @@ def test_a_file_of_version_1_comes_along_with_all_it_holds(
     with pytest.raises(LedgerError, match="never written"):
         ledger.write(Batch(energy=[ENERGY._replace(request_id="q9")]))
     ledger.close()
+
+
+def test_a_file_of_version_3_brings_its_days_along(
+    path: Path, rows: Rows, totals_equal_detail: Callable[[Path], bool]
+) -> None:
+    path.parent.mkdir(parents=True)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(
+            f"{''.join(MIGRATIONS[:3])} PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 3;"
+        )
+        db.execute("INSERT INTO day_requests VALUES ('1970-01-01', 't', 'search', 's', 'ok', 2, 30, 10, 8)")
+        db.execute("INSERT INTO total_requests VALUES ('t', 'search', 's', 'ok', 2, 30, 10, 8)")
+        for outcome, uj in [("ok", 100), ("failed", 1), ("error", 10), ("", 1000)]:
+            key = ("t", "search", "s", "e1", "gpu", "attributed", outcome, 1, uj, uj, uj)
+            db.execute("INSERT INTO day_energy VALUES ('1970-01-01', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", key)
+            db.execute("INSERT INTO total_energy VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", key)
+        db.commit()
+    Ledger(path).close()
+    (row,) = LedgerReader(path).workflows()
+    assert totals_equal_detail(path) and (row["requests"], row["prompt_tokens"], row["joules"]) == (2, 30, 1111e-6)
+    assert row["wasted_by_reason"] == {"failed": 11e-6}
+    assert rows(path, "SELECT waste, records, uj FROM day_energy") == [("", 2, 1100), ("failed", 2, 11)]
 
 
 def test_rows_go_in_by_the_statement(
@@ -661,12 +780,14 @@ def test_what_was_dropped_is_in_totals_and_days(
 ) -> None:
     gone = Dropped(
         [DayRuns("1970-01-01", "default", "search", 2, 6_000_000)],
-        [DayRequests("1970-01-01", "default", "search", "query", "ok", 3, 30, 20, 10)],
-        [DayEnergy("1970-01-01", "default", "search", "query", "e1", "gpu", "attributed", "ok", 3, 7, 5, 9)],
+        [DayRequests("1970-01-01", "default", "search", "query", "ok", "attributed", 3, 30, 20, 10, 4)],
+        [DayEnergy("1970-01-01", "default", "search", "query", "e1", "gpu", "attributed", "failed", 3, 7, 5, 9)],
     )
     ledger.write(replace(WHOLE, runs=[RUN._replace(state="final")], dropped=gone))
     ledger.write(Batch(dropped=gone))
     search = reader.workflows()[0]
     assert (search["runs"], search["requests"], search["output_tokens"]) == (5, 7, 28)
     assert (search["joules"], search["joules_low"], search["mean_duration_s"]) == (2.000014, 1.50001, 16.0 / 5)
+    assert search["wasted_by_reason"] == {"failed": 14e-6}
+    assert (search["saved_joules"], search["saved_quality"]) == (8e-6, "attributed")
     assert reader.dropped() == (6, 14) and totals_equal_detail(ledger.path)

@@ -178,6 +178,31 @@ async def test_waste_is_counted_in_ledger_and_metrics_alike(gateway: Gateway) ->
     assert LedgerReader(gateway.path).workflows()[0]["joules_wasted"] == receipt.uj / 1e6 > 1500
 
 
+async def test_what_the_cache_saved_is_told_alike_once_it_is_settled(gateway: Gateway) -> None:
+    receipt, one = gateway.open()
+    await gateway.spend(2.0)
+    gateway.end(receipt)
+    assert one.progress is not None
+    one.progress.cached_tokens = receipt.cached_tokens = 80
+    assert not gateway.metrics.savings.totals
+    await gateway.spend(3.0)
+    serving = gateway.attribution.serving("e1")
+    assert serving is not None
+    saved_uj = round(80 * serving.prices.prompt_j * 1e6)
+    row = LedgerReader(gateway.path).workflows()[0]
+    assert gateway.metrics.savings.totals == {("search", "estimated"): saved_uj}, "nothing is fitted yet"
+    assert (row["saved_joules"], row["saved_quality"]) == (saved_uj / 1e6, "estimated") and saved_uj > 0
+    assert row["joules"] == receipt.uj / 1e6 == LedgerReader(gateway.path).parts()[GPU].workflow_uj * 2 / 1e6
+
+
+async def test_a_tenants_hours_are_what_its_requests_cost(gateway: Gateway) -> None:
+    receipt, _ = gateway.open()
+    await gateway.spend(2.0)
+    gateway.end(receipt)
+    await gateway.spend(2.0)
+    assert LedgerReader(gateway.path).spent(since=0) == {"default": {0: receipt.uj}}
+
+
 async def test_batches_wait_for_a_ledger_that_cannot_be_written(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,7 +266,7 @@ async def test_after_a_crash_the_hole_is_a_gap(counters: Counters, tmp_path: Pat
         await second.spend(2.0)
         assert LedgerReader(path).parts()[GPU].gap_uj == lost_uj + 100_000_000
         found = LedgerReader(path).request(receipt.id)
-        assert found is not None and found["outcome"] is None
+        assert found is not None and found["outcome"] == "orphaned"
     counters.raw_uj[GPU] = 5
     async with running(counters, path) as third:
         await third.spend(1.0)

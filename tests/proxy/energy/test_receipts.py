@@ -179,6 +179,38 @@ def test_shares_reach_the_ledger_by_attempt_device_and_phase(book: Book) -> None
     assert receipt.uj == one.uj == receipt.run.uj == 118
 
 
+def test_what_a_window_cost_each_tenant_is_said_at_once_and_kept_by_the_hour(book: Book) -> None:
+    ours, theirs = attempt(request(book)), attempt(request(book, tenant="lab"))
+    assert book.book(window((ours, 10), (theirs, 3), (ours, 5), t1=7199.9, idle=9)) == {"acme": 15, "lab": 3}
+    assert book.book(window((ours, 1), t1=7200.0)) == {"acme": 1}
+    assert book.book(window(t1=7200.1, idle=7)) == {}
+    spent = batch(book).batch.spent
+    assert {tuple(record) for record in spent} == {("acme", 1, 15), ("lab", 1, 3), ("acme", 2, 1)}
+    assert batch(book).batch.spent == []
+
+
+def test_savings_are_handed_over_once_when_a_request_has_ended(book: Book) -> None:
+    receipt = request(book)
+    tries = [attempt(receipt), attempt(receipt), attempt(receipt)]
+    for one, cached in zip(tries, (None, 40, 2), strict=True):
+        end(one)
+        assert one.progress is not None
+        one.progress.cached_tokens = cached
+    assert batch(book).batch.requests[0].saved_uj is None
+    book.close(receipt, 200, Outcome.OK, 101.0)
+
+    def saved(progress: Progress) -> tuple[Quality, int] | None:
+        quality = Quality.ATTRIBUTED if progress.attempt == 2 else Quality.ESTIMATED
+        return (quality, progress.cached_tokens * 10) if progress.cached_tokens else None
+
+    second = book.batch(102.0, DEVICES, lambda _: False, saved)
+    assert second.saved == [("SEARCH", Quality.ESTIMATED, 420)]
+    assert [(one.saved_uj, one.saved_quality) for one in second.batch.requests] == [(420, "estimated")]
+    book.renew()
+    again = book.batch(103.0, DEVICES, lambda _: True, lambda _: None)
+    assert again.saved == [] and again.batch.requests == second.batch.requests
+
+
 def test_windows_are_summed_by_second(book: Book) -> None:
     one = attempt(request(book))
     put(book, [window((one, 10), t1=101.2, idle=1), window((one, 20), t1=101.9, idle=2), window(t1=102.0, gap=4)])
@@ -217,7 +249,7 @@ def test_an_attempt_that_runs_has_no_outcome_yet(book: Book) -> None:
         ([Outcome.FAILED, Outcome.FAILED], Outcome.FAILED, {"failed": 21}),
         ([Outcome.FAILED, Outcome.CANCELLED], Outcome.CANCELLED, {"failed": 10, "cancelled": 11}),
         ([Outcome.ERROR], Outcome.ERROR, {"failed": 10}),
-        ([Outcome.REFUSED], Outcome.REFUSED, {}),
+        ([Outcome.REFUSED], Outcome.REFUSED, {"stopped": 10}),
     ],
 )
 @pytest.mark.parametrize("late", [0, 1, 2])

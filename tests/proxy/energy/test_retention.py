@@ -28,7 +28,7 @@ def run(n: int, opened: float, requests: int, state: str = "final", length: floa
     """A run with some requests, each with two devices' joules, and the windows that they are in."""
     uid = f"u{n:05d}"
     ids = [f"q{n:05d}-{one}" for one in range(requests)]
-    rest = (opened + length, 200, "ok", 10, 5, 3, "engine")
+    rest = (opened + length, 200, "ok", 10, 5, 3, "engine", 11, "attributed")
     return Batch(
         [RunRecord(uid, "t", f"r{n}", "search" if n % 2 else "chat", opened, opened + length, state)],
         [RequestRecord(id_, uid, "s", None, "[]", "{}", "/v1", opened, "m", 1, *rest) for id_ in ids],
@@ -73,11 +73,11 @@ def test_old_runs_become_days_and_totals_stay(
         ("1970-01-02", "t", "chat", 1, 10_000_000),
     ]
     assert rows(ledger.path, "SELECT * FROM day_requests WHERE workflow = 'search'") == [
-        ("1970-01-01", "t", "search", "s", "ok", 3, 30, 15, 9)
+        ("1970-01-01", "t", "search", "s", "ok", "attributed", 3, 30, 15, 9, 33)
     ]
     energy = rows(ledger.path, "SELECT * FROM day_energy WHERE workflow = 'search'")
     assert energy == [
-        ("1970-01-01", "t", "search", "s", "e", part, "attributed", "ok", 3, 15, 6, 27) for part in ("cpu", "gpu")
+        ("1970-01-01", "t", "search", "s", "e", part, "attributed", "", 3, 15, 6, 27) for part in ("cpu", "gpu")
     ]
     assert rows(ledger.path, "SELECT * FROM day_windows") == [
         ("1970-01-01", device, "measured", 30, 4, 2, 0) for device in ("cpu", "gpu")

@@ -77,7 +77,7 @@ def second(n: int, requests: int = 1) -> Second:
         [RequestRecord(id_, f"u{id_}", "s", None, "[]", "{}", "/", 1.0, "m", 0, *rest) for id_ in ids],
         windows=[WindowRecord("d", n, Quality.MEASURED, 0, 1, 0, 0)],
     )
-    return Second(batch, [], [], {}, ids, [run.uid for run in runs.values()], runs, list(runs.values()))
+    return Second(batch, [], [], [], {}, ids, [run.uid for run in runs.values()], runs, list(runs.values()))
 
 
 def refuse(batch: Batch) -> None:

@@ -65,10 +65,31 @@ def test_waste_is_counted_within_the_energy() -> None:
     metrics.apply([delta(2_000_000), delta(500_000)], [])
     metrics.wasted("search", "cancelled", 1_500_000)
     metrics.wasted("search", "retried", 250_000)
+    metrics.saved("search", Quality.ATTRIBUTED, 125_000)
     assert value(metrics, "joulegate_waste_joules_total", {"workflow": "search", "reason": "cancelled"}) == 1.5
     assert value(metrics, "joulegate_waste_joules_total", {"workflow": "search", "reason": "retried"}) == 0.25
+    assert value(metrics, "joulegate_saved_joules_total", {"workflow": "search", "quality": "attributed"}) == 0.125
     energy = {**SEARCH, "engine": "e1", "component": "gpu", "quality": "attributed"}
     assert value(metrics, "joulegate_workflow_energy_joules_total", energy) == 2.5, "waste is part of the energy"
+
+
+def test_waste_and_savings_of_a_step_are_shown_before_there_is_any() -> None:
+    """A series that is born with joules loses them in Prometheus' eyes."""
+    metrics = Metrics("0")
+    metrics.born("default", "search", "query", "e1", lambda _: {"gpu": Quality.ATTRIBUTED})
+    for reason in ("cancelled", "failed", "retried", "orphaned", "stopped"):
+        assert value(metrics, "joulegate_waste_joules_total", {"workflow": "search", "reason": reason}) == 0
+    for quality in ("attributed", "estimated"):
+        assert value(metrics, "joulegate_saved_joules_total", {"workflow": "search", "quality": quality}) == 0
+
+
+def test_what_budgets_did_is_counted() -> None:
+    metrics = Metrics("0")
+    for action in ("low", "refused", "refused"):
+        metrics.budget("acme", "hour", action)
+    labels = {"tenant": "acme", "period": "hour"}
+    counts = [value(metrics, "joulegate_budget_actions_total", {**labels, "action": a}) for a in ("low", "refused")]
+    assert counts == [1, 2]
 
 
 def test_kinds_of_tokens_do_not_overlap() -> None:
@@ -140,6 +161,7 @@ def test_gauges_show_the_moment_and_forget_what_is_gone() -> None:
         limit={("e1", "search"): 4},
         engine_up={"e1": True, "e2": False},
         breaker={"e1": "half_open"},
+        budget_uj={("acme", "day"): (2_000_000, 500_000)},
         ledger_backlog=3,
         methods={"e1": METHOD},
     )
@@ -150,6 +172,8 @@ def test_gauges_show_the_moment_and_forget_what_is_gone() -> None:
     assert [value(metrics, "joulegate_engine_up", {"engine": name}) for name in ("e1", "e2")] == [1, 0]
     states = [value(metrics, "joulegate_engine_breaker", {"engine": "e1", "state": s}) for s in ("open", "half_open")]
     assert states == [0, 1]
+    budget = {"tenant": "acme", "period": "day"}
+    assert [value(metrics, f"joulegate_budget{name}_joules", budget) for name in ("", "_spent")] == [2, 0.5]
     assert value(metrics, "joulegate_ledger_backlog", {}) == 3
     prices = {name: {"engine": "e1", "price": name} for name in ("step", "prompt", "output", "context")}
     assert [value(metrics, "joulegate_attribution_price_joules", one) for one in prices.values()] == [
