@@ -19,12 +19,9 @@ demo: $(VENV)/.run  ## an engine, the gateway, the four workloads, and what they
 serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 	@$(BIN)/joulegate serve
 
-# The end-to-end tests mostly wait, so all others run beside them.
 test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
 	$(MAKE) lint
-	@$(BIN)/python -m pytest -q tests/e2e -p no:cacheprovider > $(VENV)/e2e.log 2>&1 & e2e=$$!; \
-		$(BIN)/python -m pytest -q --ignore tests/e2e; others=$$?; \
-		wait $$e2e; ends=$$?; cat $(VENV)/e2e.log; exit $$((others + ends))
+	$(BIN)/python -m pytest -q
 
 test-emulated: $(VENV)/.dev tools  ## the gateway's end-to-end tests with the emulated engine in the scripted one's place
 	E2E_ENGINE=emulated $(BIN)/python -m pytest -q tests/e2e
