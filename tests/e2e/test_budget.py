@@ -153,7 +153,7 @@ def test_answers_are_shorter_when_little_is_left(
         assert reply.headers.get("x-joulegate-max-tokens") == (str(given) if given else None)
         assert reply.json()["usage"]["completion_tokens"] == given or asked.get("max_tokens")
         left.append(float(reply.headers["x-joulegate-budget-left"]))
-    assert left[0] - 100 > left[1] >= left[2] >= left[3] > 99_000
+    assert left[0] - 100 > left[1] >= left[2] >= left[3] > 90_000
     assert gateway.metric("joulegate_budget_actions_total", period="run", action="capped") == 2
     assert gateway.metric("joulegate_budget_actions_total", period="run", action="low") == 1
 
