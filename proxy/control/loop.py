@@ -90,7 +90,7 @@ class Control:
         self.decision = decision
         self._forward.max_tokens = decision.max_tokens
         for lane in self._lanes:
-            lane.wake(lane.gate.set_limits(self._limit, decision.in_flight))
+            lane.wake(lane.gate.set_rules(self._limit, decision.in_flight, decision.release, clock.now()))
         if decision.power_limit_w or self._enforced_w:
             now = clock.now()
             applied = await asyncio.to_thread(self._actuator.apply, decision.power_limit_w, now)

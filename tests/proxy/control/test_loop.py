@@ -214,9 +214,9 @@ async def test_the_loop_goes_on_after_a_failure(stage: Callable[..., Stage], mon
 
 def test_signals_say_what_gates_and_engines_are_like() -> None:
     busy, quiet = make_lane("busy"), make_lane("quiet")
-    busy.gate.set_limits(None, {"search": 1, "coding": 3})
+    busy.gate.set_rules(None, {"search": 1, "coding": 3}, {}, 0.0)
     for workflow in ("search", "search", "other"):
-        busy.gate.arrive(Ticket(workflow))
+        busy.gate.arrive(Ticket(workflow), 0.0)
     busy.sample = EngineSample(1.0, running=2.0, waiting=0.0, kv_usage=0.5)
     quiet.up = False
     signals = observe(7.0, [busy, quiet], {GPU: 250.0}, {"h1/gpu:1": 300.0})
