@@ -21,7 +21,6 @@ class Arrivals:
         self._learner, self._sharing = learner, sharing
         self._pressed: dict[str, tuple[float, Lately]] = {}  # workflows with an objective for a run: it, and of late
         self._grouped: frozenset[str] = frozenset()  # workflows whose tickets say their prefix
-        self._ended: list[Served] = []
 
     def configure(self, signals: Signals, grouped: frozenset[str]) -> None:
         """What holds for the tickets of the next second; `grouped` workflows seek the company of their prefix."""
@@ -48,13 +47,7 @@ class Arrivals:
             receipt.output_tokens,
             receipt.outcome is Outcome.OK,
         )
-        self._ended.append(served)
         self._learner.ended(receipt.id, served, last=run.asked_to_close and not run.in_flight)
-
-    def take_ended(self) -> list[Served]:
-        """The requests that ended since this was last asked."""
-        ended, self._ended = self._ended, []
-        return ended
 
     def prefix(self, receipt: Receipt, body: Mapping[str, Any]) -> int:
         """See a request's prompt; returns a number for its shared beginning where tickets are to say it, else 0."""

@@ -2,9 +2,9 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from statistics import fmean
+from math import isclose
 from typing import Any
 
 from policies.interface import Decision
@@ -55,7 +55,7 @@ class Entry:
 
 @dataclass(slots=True)
 class Measured:
-    """What the devices spent and what was served meanwhile, idle time and its joules included."""
+    """What the devices spent, and what was answered meanwhile; idle time and its joules are in it."""
 
     seconds: float = 0.0
     uj: int = 0
@@ -64,13 +64,11 @@ class Measured:
     waited_s: float = 0.0
     output_tokens: int = 0
 
-    def add(self, seconds: float, uj: int, ended: Sequence[Served]) -> None:
-        self.seconds += seconds
-        self.uj += uj
-        self.requests += len(ended)
-        self.held += sum(one.wait_s > _HELD_S for one in ended)
-        self.waited_s += sum(one.wait_s for one in ended)
-        self.output_tokens += sum(one.output_tokens or 0 for one in ended)
+    def grow(self, before: "Measured", now: "Measured") -> None:
+        """Add what came between two moments of sums that only grow."""
+        for one in fields(self):
+            grown = getattr(now, one.name) - getattr(before, one.name)
+            setattr(self, one.name, getattr(self, one.name) + max(0, grown))
 
     def shown(self) -> dict[str, Any]:
         joules = self.uj / 1e6
@@ -79,6 +77,7 @@ class Measured:
             "joules": joules,
             "requests": self.requests,
             "requests_held": self.held,
+            "output_tokens": self.output_tokens,
             "joules_per_request": joules / self.requests if self.requests else None,
             "joules_per_output_token": joules / self.output_tokens if self.output_tokens else None,
             "mean_wait_s": self.waited_s / self.requests if self.requests else None,
@@ -87,33 +86,44 @@ class Measured:
 
 @dataclass(slots=True)
 class History:
-    """Changes of the policy's mind, the newest last, and what was measured by who held the gateway."""
+    """Changes of the policy's mind, the newest last, and what was measured under each policy and the default."""
 
     entries: deque[Entry] = field(default_factory=lambda: deque(maxlen=_MOST))
-    measured: dict[Standing, Measured] = field(default_factory=dict)
+    measured: dict[str, Measured] = field(default_factory=dict)
+    _sums: Measured | None = None
 
-    def add(self, t: float, standing: Standing, decision: Decision, why: str = "", worth: Preview | None = None) -> bool:
-        """Note a decision; True when it is another one than the last."""
-        if self.entries and _same(last := self.entries[-1], standing, decision, why):
-            last.last, last.times, last.preview, last.decision = t, last.times + 1, worth, decision
-            return False
+    def add(
+        self, t: float, standing: Standing, decision: Decision, why: str = "", worth: Preview | None = None
+    ) -> bool:
+        """Note a decision; True when it is another one than the last, by more than small figures."""
+        if self.entries:
+            last = self.entries[-1]
+            if (last.standing, last.why) == (standing, why) and _alike(_acts(last.decision), _acts(decision)):
+                last.last, last.times, last.preview, last.decision = t, last.times + 1, worth, decision
+                return False
         self.entries.append(Entry(t, t, standing, decision, why, worth))
         return True
 
-    def count(self, standing: Standing, seconds: float, uj: int, ended: Sequence[Served]) -> None:
-        self.measured.setdefault(standing, Measured()).add(seconds, uj, ended)
+    def count(self, policy: str, sums: Measured) -> None:
+        """Everything since this was last told went under this policy; `sums` are of the gateway's whole life."""
+        if self._sums is not None:
+            self.measured.setdefault(policy, Measured()).grow(self._sums, sums)
+        self._sums = sums
 
 
-def _same(entry: Entry, standing: Standing, decision: Decision, why: str) -> bool:
-    """Whether nothing but the words changed: a reason may hold figures that move all the time."""
-    return (entry.standing, entry.why, _acts(entry.decision)) == (standing, why, _acts(decision))
+def _acts(decision: Decision) -> dict[str, Any]:
+    acts = asdict(decision)
+    del acts["reason"], acts["reasons"]
+    return acts
 
 
-def _acts(decision: Decision) -> tuple[Mapping[str, Any], ...]:
-    return (
-        *(decision.in_flight, decision.engine_in_flight, decision.release, decision.priority),
-        *(decision.max_tokens, decision.power_limit_w, decision.sm_clock_mhz),
-    )
+def _alike(one: Any, other: Any) -> bool:
+    """Whether figures differ by less than a fifth, and all else by nothing."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(value, other[name]) for name, value in one.items())
+    if isinstance(one, float) and isinstance(other, float):
+        return isclose(one, other, rel_tol=0.2, abs_tol=0.01)
+    return one == other
 
 
 def groups(served: Sequence[Served]) -> list[int]:
@@ -126,7 +136,3 @@ def groups(served: Sequence[Served]) -> list[int]:
         else:
             sizes.append(1)
     return sizes
-
-
-def mean_size(sizes: Sequence[int]) -> float | None:
-    return fmean(sizes) if sizes else None

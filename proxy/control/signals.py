@@ -99,8 +99,13 @@ class Senses:
         floors = [self._attribution.floors.get(name) for name in serving.devices if is_on_cpu(name) == on_cpu]
         watts = [floor.watts if floor else None for floor in floors]
         return Prices(
-            *(price * alike for price in (one.step_j, one.prompt_j, one.output_j, one.context_j)),
-            *(one.step_s, one.prompt_s, one.spread),
+            step_j=one.step_j * alike,
+            prompt_j=one.prompt_j * alike,
+            output_j=one.output_j * alike,
+            context_j=one.context_j * alike,
+            step_s=one.step_s,
+            prompt_s=one.prompt_s,
+            spread=one.spread,
             rest_w=sum(filter(None, watts)) if all(w is not None for w in watts) else None,
         )
 
