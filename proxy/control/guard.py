@@ -16,7 +16,6 @@ _CHANCE = 0.01
 _LOOK_BACK_S = 30.0
 _FIRST_PAUSE_S = 10.0
 _LONGEST_PAUSE_S = 600.0
-_ENOUGH = 10  # requests under the default that say what it is worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +96,7 @@ class Guard:
         for name, signals in workflows.items():
             for kind, late in missed(signals.objective, learner, name, engines.values(), since).items():
                 if pausing:
-                    if late.of >= _ENOUGH:
-                        self._parts[name, kind] = late.late / late.of
+                    self._parts[name, kind] = late.late / late.of if late.is_missed() else 0.0
                 elif late.is_missed(max(LATE_PART, self._parts.get((name, kind), 0.0))):
                     self.failed("objective", f"{name} misses its {kind}: {late.late} of {late.of} are late", now)
                     return True

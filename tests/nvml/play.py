@@ -152,6 +152,10 @@ class NvmlPlay:
         with self._at(i) as gpu:
             gpu.name, gpu.architecture = name.encode(), architecture
 
+    def uuid(self, i: int = 0) -> str:
+        with self._at(i) as gpu:
+            return gpu.uuid.decode()
+
     def set_uuid(self, i: int, uuid: str) -> None:
         with self._at(i) as gpu:
             gpu.uuid = uuid.encode()
