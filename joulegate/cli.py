@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -231,6 +232,23 @@ def restore(config: ConfigOption = None) -> None:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
     if is_anything_left():
         raise typer.Exit(1)
+
+
+@app.command()
+def policy(
+    url: Annotated[
+        str, typer.Option(envvar="JOULEGATE_URL", help="where the gateway listens")
+    ] = "http://127.0.0.1:8080",
+    key_file: Annotated[Path | None, typer.Option(help="file with the admin key; else JOULEGATE_KEY")] = None,
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+) -> None:
+    """What the policy of a running gateway does, why, and what was measured under it."""
+    no_clash()
+    from joulegate.policy import fetch, show
+    from proxy.config import read_secret
+
+    with one_line_errors():
+        show(fetch(url, read_secret(os.environ.get("JOULEGATE_KEY"), key_file)), json, out)
 
 
 @app.command()

@@ -16,16 +16,19 @@ from proxy import clock
 from proxy.affinity import affinity
 from proxy.api import admin
 from proxy.api import energy as energy_api
+from proxy.api import policy as policy_api
 from proxy.bounds import head_bytes
 from proxy.budget import Standing, tightest
 from proxy.config import Config, ConfigError
 from proxy.control.actuator import Actuator
 from proxy.control.devices import Devices
+from proxy.control.gauges import policy_gauges
 from proxy.control.gpus import open_knobs
 from proxy.control.knobs import SM_CLOCK
 from proxy.control.learner import Learner
 from proxy.control.lock import GpuLocks
 from proxy.control.loop import Control
+from proxy.control.report import report
 from proxy.control.restore import restore_all
 from proxy.control.sharing import Sharing
 from proxy.control.signals import Senses
@@ -412,6 +415,7 @@ class Gateway:
         pue = {name: host.pue for name, host in self.config.known_hosts().items()}
         self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes, pue)
         api.include_router(energy_api.router(reader, self.live))
+        api.include_router(policy_api.router(lambda: report(self.control, self.metrics.policy_setbacks.totals)))
         api.include_router(admin.router(self.reload, self._may_administer))
 
         @api.get("/healthz", summary="The process answers")
@@ -473,6 +477,7 @@ class Gateway:
             ledger_writable=self.meter.writer.error is None,
             ledger_backlog=len(self.meter.writer.waiting),
             ledger_waiting=self.meter.writer.requests,
+            policy=policy_gauges(self.control, {key: gate.held(key[1]) for key, gate in gates.items()}),
             methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
         )
 

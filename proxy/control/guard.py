@@ -12,6 +12,7 @@ from policies.interface import EngineSignals, Objective, WorkflowSignals
 from proxy.control.learner import Learner
 
 LATE_PART = 0.05  # of the requests within an objective of p95
+REASONS = ("raised", "late", "not_a_decision", "objective")  # why the default takes a policy's place
 _CHANCE = 0.01
 _LOOK_BACK_S = 30.0
 _FIRST_PAUSE_S = 10.0
@@ -64,7 +65,7 @@ class Guard:
         self._pause_s = _FIRST_PAUSE_S
         self._parts: dict[tuple[str, str], float] = {}  # late without the policy, by workflow and kind
         self.why = ""  # of the pause that lasts, empty without one
-        self.reason = ""  # the kind of it: `raised`, `late`, `objective`
+        self.reason = ""  # the kind of it, one of REASONS
 
     def failed(self, reason: str, why: str, now: float) -> None:
         """The policy failed, or must not go on: the default holds until the pause is over, twice as long each time."""

@@ -16,9 +16,10 @@ from proxy.config import Config
 from proxy.control.arrivals import Arrivals
 from proxy.control.check import fault
 from proxy.control.devices import Devices
-from proxy.control.guard import Guard
+from proxy.control.guard import REASONS, Guard
 from proxy.control.history import History, Measured, Standing
-from proxy.control.preview import preview
+from proxy.control.learner import Served
+from proxy.control.preview import Preview, preview
 from proxy.control.signals import Senses
 from proxy.energy.meter import Meter
 from proxy.energy.receipts import Book
@@ -56,6 +57,7 @@ class Control:
         self.guard, self.history = Guard(), History()
         self.signals: Signals | None = None
         self.decision = Decision(reason="nothing decided yet")  # in force
+        self.worth: Preview | None = None  # of what the policy said last
         self._arrivals = Arrivals(senses.learner, senses.sharing)
         self._settings: dict[str, dict[str, str]] = {}  # device -> quantity -> what it is at
         self._state: Any = None
@@ -73,6 +75,11 @@ class Control:
             return Standing.BACKED_OFF if self.guard.reason == "objective" else Standing.REPLACED
         return Standing.DRY_RUN if self._config.policy.dry_run else Standing.ACTING
 
+    def served_since(self, t: float) -> list[Served]:
+        """The requests of all workflows that ended well since then, as far as they are remembered."""
+        learner = self._senses.learner
+        return [one for workflow in learner.workflows() for one in learner.since(workflow, t)]
+
     def configure(self, policy: Policy, config: Config) -> None:
         """Take another configuration, and ask another policy from the next second on."""
         if policy is not self._policy or config.policy != self._config.policy:
@@ -85,6 +92,7 @@ class Control:
         self._config = config
         self.devices.allow_clocks = config.policy.allow_clocks
         self.devices.dwell(config.policy.dwell)
+        self._metrics.policy_born(config.policy.name, REASONS)
         watches = config.policy.name != DEFAULT
         self._book.watcher = self._arrivals if watches else None
         self._forward.arrivals = self._arrivals if watches else None
@@ -118,7 +126,7 @@ class Control:
             self._set_back()
             await self._hold_default()
             return
-        worth = preview(signals, decision)
+        worth = self.worth = preview(signals, decision)
         if self.history.add(now, self.standing, decision, worth=worth):
             said = "would be" if self.standing is Standing.DRY_RUN else "is"
             log.info("policy %s: %s", self.policy, decision.reason or f"what {said} done is in /energy/policy")

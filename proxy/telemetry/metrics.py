@@ -17,7 +17,8 @@ from prometheus_client.registry import Collector
 
 from proxy.energy.records import Outcome, Quality, Waste, WindowRecord
 from proxy.telemetry.bounds import LabelBounds
-from proxy.telemetry.gauges import Gauges, host_and_device
+from proxy.telemetry.gauges import Gauges
+from proxy.telemetry.places import host_and_device
 from proxy.telemetry.tables import Histogram, Spread, Totals
 
 ENERGY_J = [mantissa * 10.0**power for power in range(-1, 6) for mantissa in (1, 2, 5)] + [1e6]
@@ -191,6 +192,11 @@ class Metrics(Collector):
     def budget(self, tenant: str, period: str, action: str) -> None:
         """A budget was found low or spent, or has changed what became of a request."""
         self.budgets.add((tenant, period, action))
+
+    def policy_born(self, policy: str, reasons: Iterable[str]) -> None:
+        """Make the series of a policy visible at 0."""
+        for reason in reasons:
+            self.policy_setbacks.add((policy, reason), 0)
 
     def policy_set_back(self, policy: str, reason: str) -> None:
         """The default took a policy's place."""

@@ -42,6 +42,14 @@ def test_limits_and_ceilings(limited: tuple[Gateway, Engine]) -> None:
     assert gateway.metric("joulegate_gate_limit", engine="e1", workflow="narrow") == 1
     assert gateway.metric("joulegate_queue_wait_seconds_count", workflow="narrow") == 5
 
+    shown = gateway.get("/energy/policy")
+    assert (shown["policy"], shown["standing"], shown["reason"]) == ("static", "acting", "static table")
+    assert shown["decision"] == {"in_flight": {"narrow": 1}, "max_tokens": {"short": 6}}
+    assert shown["history"][0]["reason"] == "static table"
+    until(lambda: gateway.get("/energy/policy")["workflows"].get("narrow", {}).get("requests_per_s"))
+    told = joulegate("policy", "--url", gateway.url, env=gateway.env)
+    assert told.returncode == 0 and "policy static: acting" in told.stdout and "static table" in told.stdout
+
     for given, arrives, said in [({"max_tokens": 50}, 6, "6"), ({}, 6, "6"), ({"max_tokens": 4}, 4, None)]:
         reply = gateway.chat({"x-workflow-name": "short"}, **given)
         assert reply.json()["usage"]["completion_tokens"] == arrives
@@ -105,3 +113,15 @@ def test_without_the_privilege_it_says_so_once_and_goes_on(
     until(lambda: gateway.metric("joulegate_gate_limit", workflow="narrow") == 1)
     assert (nvml.limit_w(), nvml.writes()) == (700, 0)
     assert gateway.log().count("not allowed to set power limits") == 1
+
+
+def test_a_dry_run_says_what_it_would_do_and_does_nothing(
+    make_gateway: Callable[..., Gateway], engine: Engine, nvml: Any
+) -> None:
+    table = static(engine, power_limit_w={GPU: 300}, max_tokens={"short": 6}, dry_run=True)
+    gateway = make_gateway(table, env=nvml.env)
+    reply = gateway.chat({"x-workflow-name": "short"}, max_tokens=12)
+    assert reply.json()["usage"]["completion_tokens"] == 12
+    shown = gateway.get("/energy/policy")
+    assert (shown["standing"], shown["decision"], nvml.writes()) == ("dry_run", {}, 0)
+    assert shown["history"][0]["decision"]["power_limit_w"] == {GPU: 300}

@@ -1,6 +1,8 @@
+from dataclasses import astuple
+
 import pytest
 
-from proxy.control.learner import Isolated, Lately, Learner, Served, p95
+from proxy.control.learner import Lately, Learner, Served, p95
 
 
 def serve(
@@ -95,7 +97,7 @@ def test_alone_is_who_met_no_other_run() -> None:
     learner.arrived("first", "r2", "search", 10.0, 60.0, 10.0)
     serve(learner, "second", "r3", 10.5, 5.0, last=True)  # it came while the first was there
     learner.ended("first", Served(10.0, 10.0, 19.0, 20.0, 100, 11), last=True)
-    assert learner.isolated("search") == Isolated(pytest.approx(0.2), pytest.approx(0.18), 2.0)
+    assert astuple(learner.isolated("search")) == pytest.approx((0.2, 0.18, 2.0))
     learner.arrived("a", "r4", "search", 30.0, 60.0, 30.0)
     learner.arrived("b", "r4", "search", 30.0, 60.0, 30.0)
     for name in ("a", "b"):
