@@ -86,7 +86,7 @@ def test_a_restart_under_two_hundred_streams_loses_none(engine: Engine, tmp_path
     config = before(engine, listen={"host": "127.0.0.1", "port": port}, ledger=ledger, limits={"drain_seconds": 60})
     old = Gateway(config, tmp_path).start()
     (tmp_path / "next").mkdir()
-    crowd = Crowd(old.url, STREAMS, tokens=2 * TOKENS)  # for longer than the next one takes to start
+    crowd = Crowd(old.url, STREAMS)
     until(lambda: crowd.begun == STREAMS)
     old.process.send_signal(signal.SIGTERM)
     until(lambda: not listens(port))
