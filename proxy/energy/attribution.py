@@ -30,7 +30,7 @@ log = logging.getLogger("joulegate.attribution")
 WINDOW_S = (
     0.5  # busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says
 )
-CROWDED_S = 1.5
+CROWDED_S = 2.0  # and wait for each other until it is as much, while many are in flight
 IDLE_S = 1.0  # the power of a device at rest is its mean over about so long
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 
@@ -180,8 +180,7 @@ class Attribution:
         """
         round_ = Round(self._engines.values(), now, settling=True)
         for state in [*self._devices.values()]:
-            ready = list(takewhile(lambda window: self._is_ready(window, round_, now), state.windows))
-            for together in _busy_together(ready, round_):
+            for together in _busy_together(self._ready(state, round_, now), round_):
                 settled = self._share(_joined(together), round_)
                 for window in together:
                     state.windows.popleft()
@@ -264,6 +263,14 @@ class Attribution:
         return self._provisional.uj(progress) + sum(tails)
 
     # How ------------------------------------------------------------------------------------------------------------
+
+    def _ready(self, state: _DeviceState, round_: Round, now: float) -> list[Window]:
+        """The windows of a device that can be settled: of a crowd only when they are worth it, or waited too long."""
+        ready = list(takewhile(lambda window: self._is_ready(window, round_, now), state.windows))
+        if ready and not any(window.gap for window in ready) and round_.is_crowded(ready[0]):
+            is_short = ready[-1].t1 - ready[0].t0 < CROWDED_S - 0.05
+            return [] if is_short and now - ready[0].t1 < self._settle_s + 2 * CROWDED_S else ready
+        return ready
 
     def _is_ready(self, window: Window, round_: Round, now: float) -> bool:
         return window.gap or now - window.t1 >= self._settle_s or round_.is_told(window)
@@ -352,12 +359,12 @@ class Attribution:
 def _busy_together(windows: Sequence[Window], round_: Round) -> Iterator[list[Window]]:
     """The windows in their order, busy neighbours of up to `WINDOW_S` in all together.
 
-    Of up to `CROWDED_S` while so many are in flight that shares change slowly, and each window costs a share for each.
+    Longer while so many are in flight that shares change slowly, and each window costs a share for each.
     """
     together: list[Window] = []
     for window in windows:
         busy = not window.gap and round_.is_busy(window)
-        most_s = CROWDED_S if round_.is_crowded(window) else WINDOW_S
+        most_s = 1.5 * CROWDED_S if round_.is_crowded(window) else WINDOW_S
         if together and not (busy and window.t1 - together[0].t0 <= most_s + 1e-3):
             yield together
             together = []

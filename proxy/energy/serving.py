@@ -1,7 +1,7 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
+from itertools import chain, islice, takewhile
 from typing import Any
 
 from proxy.energy.apportion import apportion
@@ -172,8 +172,10 @@ class Round:
         return all(view.is_told(window.t1) for view in self._by_device.get(window.device, ()))
 
     def is_crowded(self, window: Window) -> bool:
-        """Whether so much is in flight that one attempt more or less makes no difference."""
-        return sum(len(view.attempts) for view in self._by_device.get(window.device, ())) > MANY
+        """Whether so much was in flight that one attempt more or less makes no difference."""
+        attempts = chain.from_iterable(view.attempts for view in self._by_device.get(window.device, ()))
+        inside = (progress for progress in attempts if progress.overlaps(window.t0, window.t1))
+        return next(islice(inside, MANY, None), None) is not None
 
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
