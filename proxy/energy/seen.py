@@ -72,5 +72,6 @@ class Seen:
 def parts(t: float | Floats, t0: Floats, t1: Floats) -> Floats:
     """`work.part` in columns: how much of each [t0, t1] lies before `t`, 0 to 1."""
     lengths_s = t1 - t0
-    passed = np.divide(t - t0, lengths_s, out=np.zeros(np.broadcast(t, lengths_s).shape), where=lengths_s > 0)
+    with np.errstate(over="ignore"):  # of a length that is next to nothing
+        passed = np.divide(t - t0, lengths_s, out=np.zeros(np.broadcast(t, lengths_s).shape), where=lengths_s > 0)
     return np.where(lengths_s > 0, np.clip(passed, 0.0, 1.0), np.where(t >= t1, 1.0, 0.0))
