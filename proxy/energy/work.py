@@ -109,7 +109,7 @@ def work_in(
     start, end = progress.dispatched, progress.ended if progress.ended is not None else max(now, t1)
     prompt = progress.prompt_tokens if progress.prompt_tokens is not None else progress.prompt_guess
     first = first_token(progress, end, prices)
-    if t0 <= start < end <= t1 and progress.ended is not None and progress.output_tokens:
+    if t0 <= start < end <= t1 and first > t0 and progress.ended is not None and progress.output_tokens:
         # All of it, as with most requests that are shorter than a window: nothing needs to be placed.
         tokens, uncached = progress.output_tokens, computed(progress, prices)
         prefill_s = max(0.0, min(first, end) - start)
