@@ -41,6 +41,7 @@ from proxy.energy.records import (
     WindowRecord,
 )
 from proxy.energy.retention import DAY_S, Retention
+from proxy.energy.views import Views
 
 RESULTS = ROOT / "docs/results/ledger"
 NEWEST = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
@@ -65,6 +66,12 @@ class Idle:
 
     def close_run(self, tenant: str, run: str) -> bool:
         return False
+
+    def views(self) -> Views:
+        return Views({}, {}, {}, {})
+
+    def why_unknown(self, engine: str) -> str | None:
+        return None
 
     async def committed(self) -> None:
         return None

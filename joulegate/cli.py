@@ -157,10 +157,14 @@ def energy(
     """What the ledger knows: joules by workflow and by device."""
     no_clash()
     from joulegate.report import show
+    from proxy.config import load
     from proxy.energy.ledger_reader import LedgerReader
 
     with one_line_errors():
-        show(LedgerReader(_ledger(config, ledger)), json, out)
+        known = load(config) if config else None
+        pue = {name: host.pue for name, host in known.known_hosts().items()} if known else {}
+        engines = {one.name: one.devices[0].partition("/")[0] for one in known.engines if one.devices} if known else {}
+        show(LedgerReader(_ledger(config, ledger)), json, out, pue, engines)
 
 
 def _ledger(config: Path | None, file: Path | None) -> Path:

@@ -77,6 +77,7 @@ class Report:
     quality: str | None
     requests: tuple[RequestEnergy, ...]
     by_step: Mapping[str, float | None]
+    reason: str | None = None  # why no joule is known, as the gateway says it
 
     @property
     def final(self) -> bool:
@@ -84,6 +85,8 @@ class Report:
 
     def why_unknown(self) -> str:
         """Why a settled report without joules has none, in a line for people."""
+        if self.reason is not None:
+            return f"the energy of run {self.run} is not known: {self.reason}"
         engines = sorted({request.engine for request in self.requests if request.engine is not None})
         if not engines:
             return f"the energy of run {self.run} is not known: none of its requests reached an engine"
@@ -108,6 +111,7 @@ class Report:
             quality=run["quality"],
             requests=tuple(RequestEnergy.parse(request) for request in run["requests"]),
             by_step={step: _joules(share["joules"]) for step, share in run["by_step"].items()},
+            reason=run.get("why_unknown"),
         )
 
 

@@ -14,8 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from proxy.energy import learnt
 from proxy.energy.ledger_reader import LedgerReader, worst
 from proxy.energy.records import Quality, Waste
+from proxy.energy.views import Views, moved
 
 _UNITS = {-6: "µJ", -3: "mJ", 0: "J", 3: "kJ", 6: "MJ", 9: "GJ"}
 _CAVEATS = {
@@ -27,9 +29,20 @@ _CAVEATS = {
 }
 
 
-def show(reader: LedgerReader, as_json: bool, console: Console) -> None:
-    """Print workflows, devices, waste and savings. Raises LedgerError when the ledger cannot be read."""
+def show(
+    reader: LedgerReader,
+    as_json: bool,
+    console: Console,
+    pue: Mapping[str, float] | None = None,
+    engines: Mapping[str, str] | None = None,
+) -> None:
+    """Print workflows, devices, waste and savings. Raises LedgerError when the ledger cannot be read.
+
+    `pue` and `engines` (the host of each) are the configuration's, for what the whole machine took.
+    """
     workflows, devices = reader.workflows(), reader.balance()
+    views = Views(moved(devices), learnt.read(learnt.beside(reader.path)).floors, pue or {}, engines or {})
+    workflows: list[dict[str, Any]] = [row | views.of_engines(row.pop("by_engine")) for row in workflows]
     if as_json:
         figures = {"workflows": workflows, "devices": devices, "engines": reader.engines()}
         print(json.dumps(figures, indent=2), file=console.file)
@@ -47,6 +60,8 @@ def show(reader: LedgerReader, as_json: bool, console: Console) -> None:
             console.print(text)
     if devices:
         console.print(device_table(devices))
+        for line in whole(views):
+            console.print(line, markup=False, highlight=False)
     if (dropped := reader.dropped())[0]:
         text = joules_text(dropped[1] / 1e6, worst(row["quality"] for row in workflows if row["quality"]))
         console.print(f"Of {dropped[0]:,} requests ({text}) only sums are kept: the ledger could not be written then.")
@@ -144,6 +159,17 @@ def savings(rows: Sequence[Mapping[str, Any]]) -> str:
     why = "by a price that is not fitted to the engine yet" if estimated else "by the engine's fitted price"
     text = joules_text(saved_j, Quality.ESTIMATED if estimated else None)
     return f"{text} were not spent, {why}: prompt tokens found in the prefix cache. No other figure has them in it."
+
+
+def whole(views: Views) -> list[str]:
+    """What a joule of work is in the other views, a line for each host."""
+    lines: list[str] = []
+    for (host, quality), (active, full) in views.factors.items():
+        if full is not None:
+            digits = 2 if quality == Quality.ESTIMATED else 3
+            above = "" if active is None else f"{active:.2g} J above the loaded idle, and "
+            lines.append(f"{host}: a joule of work is {above}{full:.{digits}g} J of the whole machine")
+    return lines
 
 
 def joules_text(joules: float | None, quality: str | None) -> str:

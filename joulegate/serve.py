@@ -177,7 +177,7 @@ async def serve(
     try:
         ready(gateway)
         _allow_connections()
-        _calm_collector()
+        calm_collector()
         reloads: set[asyncio.Task[None]] = set()
 
         def hang_up() -> None:
@@ -210,7 +210,7 @@ def _allow_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def _calm_collector() -> None:
+def calm_collector() -> None:
     """Look for cycles less often, and never among what was there at the start: a request leaves next to none."""
     gc.collect()
     gc.freeze()

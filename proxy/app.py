@@ -23,12 +23,15 @@ from proxy.control.actuator import PowerActuator
 from proxy.control.knobs import PowerKnob, open_knobs
 from proxy.control.loop import Control
 from proxy.control.restore import restore_leftover
+from proxy.energy import learnt
 from proxy.energy.attribution import Attribution
+from proxy.energy.cpu_part import is_on_cpu
 from proxy.energy.ledger import Ledger
 from proxy.energy.ledger_file import LedgerDraining
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.meter import Meter
 from proxy.energy.prior import Coefficients, prior
+from proxy.energy.processes import Processes
 from proxy.energy.receipts import Book, share_quality
 from proxy.energy.record import Recorder
 from proxy.energy.records import Quality, Waste
@@ -57,6 +60,7 @@ TENANTS = ("/energy/workflows", "/energy/runs", "/energy/requests")  # each show
 
 log = logging.getLogger("joulegate")
 
+_KEEP_LEARNT_S = 60.0
 _HAND_OVER_S = 3600.0  # how long a gateway waits for the one before it to close its books
 
 
@@ -113,7 +117,13 @@ class Gateway:
             *(sources, self.attribution, self.book, ledger, self.metrics, config.energy.interval),
             *(config.ledger.buffer_requests, config.ledger.retention()),
             seen=self._record if config.energy.record else None,
+            processes=Processes(self._engines_on_our_cpu),
         )
+        self.attribution.remember(await asyncio.to_thread(learnt.read, learnt.beside(config.ledger.path)))
+        self._opened.push_async_callback(self._keep_learnt)
+        for device in self.meter.devices.values():
+            if device.withheld:
+                self.attribution.withhold(device.name, device.withheld)
         self._opened.push_async_callback(self.meter.close)
         self._opened.push_async_callback(self._lanes.close)
         await self._start_engines(self.engines)
@@ -149,6 +159,7 @@ class Gateway:
             "closing the books": self.meter.commit_forever,
             "the policy's loop": self.control.run_forever,
             "watching the budgets": self.spending.watch_forever,
+            "keeping what was learnt": self._keep_learnt_forever,
         }
         if self.recorder is not None:
             loops["recording the trace"] = self.recorder.write_forever
@@ -331,6 +342,15 @@ class Gateway:
         names = next((lane.engine.devices for lane in self.lanes if lane.name == engine), ())
         return {known[name].component: share_quality(known[name].quality) for name in names if name in known}
 
+    def _engines_on_our_cpu(self) -> list[Engine]:
+        """Those whose joules are partly a processor's of this machine, which their process's time then shares."""
+        local = tuple(f"{name}/" for name, host in self.config.known_hosts().items() if host.local)
+        return [
+            lane.engine
+            for lane in list(self.lanes)
+            if lane.engine.local and any(is_on_cpu(name) and name.startswith(local) for name in lane.engine.devices)
+        ]
+
     def _device_model(self, engine: Engine) -> str:
         """The name of the engine's accelerator, for its prior; the host's processor where it has none."""
         devices: list[Device] = [d for d in self.meter.devices.values() if d.name in engine.devices]
@@ -339,6 +359,15 @@ class Gateway:
 
     def _price(self, engine: Engine, model: str) -> Coefficients:
         return prior(self._device_model(engine), model)
+
+    async def _keep_learnt_forever(self) -> None:
+        while True:
+            await asyncio.sleep(_KEEP_LEARNT_S)
+            await self._keep_learnt()
+
+    async def _keep_learnt(self) -> None:
+        path, content = learnt.beside(self.config.ledger.path), learnt.encode(self.attribution.learnt())
+        await asyncio.to_thread(learnt.write, path, content)
 
     def _record(self, readings: Sequence[Reading]) -> None:
         """Put a round of readings into the trace, with what the engines on these devices said last."""
@@ -359,13 +388,17 @@ class Gateway:
         self.said += await asyncio.to_thread(restore_leftover, knobs)
         actuator = PowerActuator(knobs)
         self._opened.push_async_callback(asyncio.to_thread, actuator.restore)
-        return Control(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight)
+        return Control(
+            *(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight),
+            setting=self.attribution.setting,
+        )
 
     # The API --------------------------------------------------------------------------------------------------------
 
     def _api(self, reader: LedgerReader) -> FastAPI:
         api = FastAPI(title="Joulegate", version=self._version, docs_url="/docs", redoc_url=None)
-        self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes)
+        pue = {name: host.pue for name, host in self.config.known_hosts().items()}
+        self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes, pue)
         api.include_router(energy_api.router(reader, self.live))
         api.include_router(admin.router(self.reload, self._may_administer))
 
@@ -428,6 +461,7 @@ class Gateway:
             ledger_writable=self.meter.writer.error is None,
             ledger_backlog=len(self.meter.writer.waiting),
             ledger_waiting=self.meter.writer.requests,
+            methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
         )
 
 

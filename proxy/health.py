@@ -96,4 +96,5 @@ async def _ask_counters(lane: Lane, attribution: Attribution, looks: bool = True
         lane.sample = sample
         if not looks and sample.steps is None:
             return
-        attribution.engine(lane.name, sample.t, sample.steps, sample.output_tokens if looks else None)
+        output_tokens = sample.output_tokens if looks else None
+        attribution.engine(lane.name, sample.t, sample.steps, output_tokens, sample.cached_tokens)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator
 
+from proxy.energy.method import Method
 from proxy.energy.records import Outcome, Quality, Waste
 
 
@@ -44,6 +45,16 @@ class Worth(BaseModel):
     saved_quality: Quality | None
 
 
+class Seen(BaseModel):
+    """The same joules above the loaded idle, and with their share of idle, host and PUE (`proxy.energy.views`).
+
+    Null where the floor is not known yet, or nothing of the work is.
+    """
+
+    active_joules: float | None = None
+    full_joules: float | None = None
+
+
 class Tokens(BaseModel):
     prompt_tokens: int
     cached_tokens: int
@@ -58,7 +69,7 @@ class Step(BaseModel):
     output_tokens: int
 
 
-class Workflow(Energy, Worth, Tokens):
+class Workflow(Energy, Worth, Seen, Tokens):
     """The totals of one workflow of one tenant. `runs` counts segments, `mean_duration_s` is over the ended ones."""
 
     tenant: str
@@ -100,8 +111,11 @@ class Runs(BaseModel):
     runs: list[RunSummary]
 
 
-class Request(Energy, Worth):
-    """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`."""
+class Request(Energy, Worth, Seen):
+    """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`.
+
+    `why_unknown` says why joules are null that could otherwise be had.
+    """
 
     id: str
     step: str
@@ -125,6 +139,7 @@ class Request(Energy, Worth):
     settled: bool
     open_joules: float = 0.0
     provisional: bool = False
+    why_unknown: str | None = None
     by_component: dict[str, float]
     by_phase: dict[str, float]
 
@@ -138,12 +153,13 @@ class RequestAlone(Request):
     segment: int
 
 
-class Run(RunHead, Energy, Worth):
+class Run(RunHead, Energy, Worth, Seen):
     """The newest segment of a run. `joules` are settled; `open_joules` are predicted and still to be settled."""
 
     settled: bool
     open_joules: float
     provisional: bool
+    why_unknown: str | None = None
     requests: list[Request]
     by_step: dict[str, Step]
 
@@ -167,6 +183,7 @@ class Engine(Energy):
     limit: int | None = None
     devices: list[str] = []
     sample: dict[str, Any] | None = None
+    attribution: Method | None = None
     by_component: dict[str, float]
 
 

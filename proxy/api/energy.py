@@ -1,7 +1,8 @@
 """The JSON API under `/energy`: what the ledger knows, and what is still open in the gateway."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol
 
@@ -14,6 +15,7 @@ from proxy.api import answers
 from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import Quality
+from proxy.energy.views import Views
 from proxy.refusal import Refusal
 
 MAX_WAIT_S = 30.0
@@ -60,6 +62,14 @@ class Live(Protocol):
 
     def close_run(self, tenant: str, run: str) -> bool:
         """Take no more requests into this segment of the run. False where no such run is open."""
+        ...
+
+    def views(self) -> Views:
+        """What busy joules are above the loaded idle, and with all that the machine took for them."""
+        ...
+
+    def why_unknown(self, engine: str) -> str | None:
+        """Why the joules of this engine's requests are not known; None where they are."""
         ...
 
     async def committed(self) -> None:
@@ -136,8 +146,9 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
 
     @api.get("/workflows", summary="Totals of every workflow")
     async def workflows(request: Request, tenant: Tenant = None) -> answers.Workflows:
-        rows = await asyncio.to_thread(reader.workflows, scope(request, tenant))
-        return answers.Workflows.model_validate({"workflows": rows})
+        rows, views = await asyncio.to_thread(reader.workflows, scope(request, tenant)), live.views()
+        seen = [row | views.of_engines(row["by_engine"]) for row in rows]
+        return answers.Workflows.model_validate({"workflows": seen})
 
     @api.get("/runs", summary="Runs opened since a Unix time, newest first")
     async def runs(
@@ -197,8 +208,8 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
         if settled:  # asked before the figures are read, so that these are all there
             found = await asyncio.to_thread(reader.request, request_id) or found
         _, open_uj = live.provisional_uj(found["tenant"], found["run"])
-        state = {"settled": settled, **_provisional(open_uj.get(request_id, 0))}
-        return answers.RequestAlone.model_validate(found | state)
+        state = {"settled": settled, **_provisional(open_uj.get(request_id, 0)), **_why_unknown(live, [found])}
+        return answers.RequestAlone.model_validate(found | state | live.views().of_places(found["by_place"]))
 
     @api.get("/engines", summary="The engines, and what their requests have cost")
     async def engines(request: Request) -> answers.Engines:
@@ -223,8 +234,22 @@ def router(reader: LedgerReader, live: Live) -> APIRouter:
 def _open(live: Live, run: dict[str, Any]) -> dict[str, Any]:
     """What is predicted for a run and for each of its requests, beside what is settled."""
     total_uj, by_request = (0, {}) if run["settled"] else live.provisional_uj(run["tenant"], run["run"])
-    requests = [request | _provisional(by_request.get(request["id"], 0)) for request in run["requests"]]
-    return {"requests": requests, **_provisional(total_uj)}
+    views, places = live.views(), Counter[tuple[str, str]]()
+    requests: list[dict[str, Any]] = []
+    for request in run["requests"]:
+        places.update(request["by_place"])
+        beside = _provisional(by_request.get(request["id"], 0)) | _why_unknown(live, [request])
+        requests.append(request | beside | views.of_places(request["by_place"]))
+    beside = _provisional(total_uj) | _why_unknown(live, run["requests"]) | views.of_places(places)
+    return {"requests": requests, **beside}
+
+
+def _why_unknown(live: Live, requests: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
+    """Why no joule is known of any of these requests, where the engine of one of them says so."""
+    if any(request["joules"] is not None for request in requests):
+        return {"why_unknown": None}
+    engines = dict.fromkeys(request["engine"] for request in requests if request["engine"] is not None)
+    return {"why_unknown": next(filter(None, map(live.why_unknown, engines)), None)}
 
 
 def _provisional(open_uj: int) -> dict[str, Any]:

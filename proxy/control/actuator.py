@@ -34,6 +34,18 @@ class Applied:
     effect: Effect
     reason: str = ""
 
+    @property
+    def setting(self) -> str | None:
+        """A name for what the device now works under: empty as it was found, None where nothing is new.
+
+        In steps of 10 W: another limiter, the temperature's say, may move what is enforced by a little all the time.
+        """
+        if self.effect is Effect.BACK:
+            return ""
+        if self.effect not in (Effect.SET, Effect.KEPT) or self.enforced_w is None:
+            return None
+        return f"{round(self.enforced_w, -1):.0f} W"
+
 
 class PowerActuator:
     """Sets power limits, at most once in `dwell_s` seconds on a device, after writing down what it found.

@@ -5,7 +5,7 @@ A policy that raises or answers late changes nothing that second; the gateway go
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from policies.interface import Decision, Policy
@@ -33,7 +33,10 @@ class Control:
         meter: Meter,
         actuator: PowerActuator,
         limit: int | None,
+        setting: Callable[[str, float, str], None] = lambda *_: None,
     ) -> None:
+        """`setting` is told, with device, time and a name, when the limits that a device works under have changed."""
+        self._setting = setting
         self._policy, self._lanes, self._forward = policy, lanes, forward
         self._meter, self._actuator, self._limit = meter, actuator, limit
         self._state: Any = None
@@ -89,5 +92,9 @@ class Control:
         for lane in self._lanes:
             lane.wake(lane.gate.set_limits(self._limit, decision.in_flight))
         if decision.power_limit_w or self._enforced_w:
-            applied = await asyncio.to_thread(self._actuator.apply, decision.power_limit_w, clock.now())
+            now = clock.now()
+            applied = await asyncio.to_thread(self._actuator.apply, decision.power_limit_w, now)
             self._enforced_w = {result.device: result.enforced_w for result in applied}
+            for result in applied:
+                if (setting := result.setting) is not None:
+                    self._setting(result.device, now, setting)

@@ -7,15 +7,21 @@ windows come out. How a window is shared is `share`'s business, what is known of
 import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from math import inf
+from typing import Any
 
 from proxy.energy.beat import Beat
+from proxy.energy.cpu_part import CpuTime, is_on_cpu
 from proxy.energy.fit import Fit
+from proxy.energy.floor import Floor
+from proxy.energy.learnt import Learnt
+from proxy.energy.method import Method, method
 from proxy.energy.prior import Coefficients
 from proxy.energy.provisional import Provisional
 from proxy.energy.serving import Round, Serving
+from proxy.energy.settings import Settings
 from proxy.energy.share import Plan, Settled, Window
 from proxy.energy.work import Progress
 
@@ -24,6 +30,7 @@ log = logging.getLogger("joulegate.attribution")
 WINDOW_S = (
     0.5  # busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says
 )
+CROWDED_S = 1.5
 IDLE_S = 1.0  # the power of a device at rest is its mean over about so long
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 
@@ -53,20 +60,27 @@ class Attribution:
     """Attributes the energy of all devices. Not thread-safe; one owner feeds it in the order of time."""
 
     def __init__(self, settle_s: float = 5.0, longest_window_s: float = 1.0) -> None:
+        self._learnt: dict[str, dict[str, Any]] = {}  # by an earlier process, of engines
+        self.floors: dict[str, Floor] = {}
         self._settle_s = settle_s
         self._longest_window_s = longest_window_s
         self._engines: dict[str, Serving] = {}
         self._devices: dict[str, _DeviceState] = {}
-        self._settings: dict[str, str] = {}
+        self._settings = Settings()
+        self._withheld: dict[str, str] = {}  # device -> why its joules cannot be shared out
         self._provisional = Provisional()
         self._failed = False
 
     # What goes in ---------------------------------------------------------------------------------------------------
 
+    def remember(self, learnt: Learnt) -> None:
+        """What an earlier process knew; to be told before any engine is."""
+        self._learnt, self.floors = learnt.engines, learnt.floors
+
     def add_engine(self, name: str, devices: Sequence[str], prices: Coefficients, fit: Fit | None = None) -> None:
         """Know an engine. Under a name that is known, another one takes its place on the same devices: it has counters
         of its own, and the attempts that the former still serves go on. `fit` learns in place of one of its own."""
-        engine = Serving(name, devices, prices, fit)
+        engine = Serving(name, devices, prices, fit, self._learnt.get(name))
         if (former := self._engines.get(name)) is not None:
             engine.follow(former)
         self._engines[name] = engine
@@ -82,23 +96,42 @@ class Attribution:
         """Use other prices from now on: the engine has told which model it serves."""
         self._engines[engine].believe(prices)
 
-    def setting(self, device: str, setting: str) -> None:
-        """Clocks and limits of a device changed: `setting` names them. Work costs something else from now on."""
-        self._settings[device] = setting
+    def setting(self, device: str, t: float, setting: str) -> None:
+        """Clocks and limits of a device changed at `t`: `setting` names them. Work costs something else since then."""
+        self._settings.change(device, t, setting)
+
+    def withhold(self, device: str, why: str) -> None:
+        """Share nothing of this device: its counter cannot tell one request's joules from another's. An engine on it
+        has no figure for a request then, for one without this device would be taken for the whole."""
+        self._withheld[device] = why
 
     def start(self, progress: Progress) -> None:
         """An attempt left the gate. Its later life is read from `progress` itself."""
         self._engines[progress.engine].start(progress)
 
-    def engine(self, name: str, t: float, steps: float | None, output_tokens: float | None) -> None:
+    def engine(
+        self,
+        name: str,
+        t: float,
+        steps: float | None,
+        output_tokens: float | None,
+        cached_tokens: float | None = None,
+    ) -> None:
         """An engine's own cumulative counters. A restart (counters that fall) starts them anew."""
         engine = self._engines[name]
+        if cached_tokens is not None:
+            engine.hits.look(t, cached_tokens, engine.attempts)
         if steps is not None:
             engine.pace.count(t, steps)
-        engine.has_counters = steps is not None or output_tokens is not None
+        engine.has_counters, engine.heard = steps is not None or output_tokens is not None, t
         if output_tokens is not None:
             settled = max((state.settled for state in self._states(engine)), default=-inf)
             engine.foreign.look(name, t, output_tokens, engine.attempts, settled)
+
+    def cpu(self, time: CpuTime) -> None:
+        """CPU time of an engine's processes and of their host."""
+        if (engine := self._engines.get(time.engine)) is not None:
+            engine.cpu.look(time)
 
     def reading(self, device: str, t: float, raw_uj: int) -> None:
         """A counter's reading. A window ends where the counter moves, or after `longest_window_s` without that."""
@@ -124,9 +157,7 @@ class Attribution:
     def mark(self, t: float) -> None:
         """Remember how far every running attempt has come; called with every round of readings."""
         for engine in self._engines.values():
-            for progress in engine.attempts:
-                if progress.ended is None and progress.frames:
-                    progress.marks.append((t, progress.frames))
+            engine.seen.mark(t, engine.attempts)
 
     def resume(self, device: str, t: float, raw_uj: int, last_raw_uj: int) -> int:
         """Begin a device's books where an earlier process left them; returns the gap (0 after a reset).
@@ -160,7 +191,7 @@ class Attribution:
             if not state.windows and now - state.seen > GAP_S:
                 state.settled = max(state.settled, now - GAP_S)  # a lost counter holds nobody up
         for engine in self._engines.values():
-            engine.learn(self._setting(engine))
+            engine.learn(self._settings.now(engine.main_device))
             engine.forget(min((state.settled for state in self._states(engine)), default=inf))
 
     def serving(self, engine: str) -> Serving | None:
@@ -190,13 +221,32 @@ class Attribution:
 
     def foreign_known(self) -> dict[str, bool]:
         """Whether foreign work on a device could be seen of late: all its engines said how many tokens they made, and
-        no request hid its own. Without that nothing found does not mean that there was nothing."""
+        no request hid its own; on a processor, the CPU time of all of them was known. Without that nothing found does
+        not mean that there was nothing."""
         known: dict[str, bool] = {}
         for engine in self._engines.values():
             for device in engine.devices:
                 if (state := self._devices.get(device)) is not None:
-                    known[device] = known.get(device, True) and engine.foreign.is_known(state.seen)
+                    tells = engine.cpu if is_on_cpu(device) else engine.foreign
+                    known[device] = known.get(device, True) and tells.is_known(state.seen)
         return {name: known.get(name, False) for name in self._devices}
+
+    def method(self, engine: str, now: float) -> Method | None:
+        """How an engine's joules are shared out; None for an engine that is not known."""
+        found = self._engines.get(engine)
+        if found is None:
+            return None
+        return method(found, now, self._settings.now(found.main_device), self.why_withheld(engine))
+
+    def learnt(self) -> Learnt:
+        """What would be a pity to forget when this process ends: prices by engine, floors by device."""
+        fits = {name: engine.fit.state() for name, engine in self._engines.items() if engine.fit.windows}
+        return Learnt(self._learnt | fits, self.floors)
+
+    def why_withheld(self, engine: str) -> str | None:
+        """Why an engine's requests have no figures; None where they have."""
+        found = self._engines.get(engine)
+        return next((self._withheld[name] for name in found.devices if name in self._withheld), None) if found else None
 
     def provisional_uj(self, progress: Progress, now: float) -> int:
         """Microjoules predicted for an attempt in windows that are still open.
@@ -206,7 +256,7 @@ class Attribution:
         one's power.
         """
         engine = self._engines.get(progress.engine)
-        if engine is None:
+        if engine is None or self.why_withheld(engine.name):
             return 0
         if self._provisional.stale:
             self._predict_open(now)
@@ -225,7 +275,7 @@ class Attribution:
         return [self._devices[device] for device in engine.devices if device in self._devices]
 
     def _share(self, window: Window, round_: Round) -> Settled:
-        if not window.gap:
+        if not window.gap and window.device not in self._withheld:
             try:
                 plan, state = round_.plan(window), self._devices[window.device]
                 settled = plan.settle(window, state.idle_w)
@@ -233,21 +283,28 @@ class Attribution:
                     self._learn(window, plan, window.delta_uj - settled.idle_uj)
                 elif not plan.busy:
                     state.rests(window)
-                return settled
+                self._look_at_floor(settled, plan.busy)
+                return self._shown(settled)
             except Exception:  # the books of all the others go on; what cannot be shared is nobody's
                 self._say_failed(window)
         return Settled(window.device, window.t0, window.t1, (), gap_uj=window.delta_uj)
 
+    def _shown(self, settled: Settled) -> Settled:
+        """Without the shares of engines that also have a device whose joules are withheld."""
+        if not self._withheld or not any(self.why_withheld(engine.name) for engine in self._on(settled.device)):
+            return settled
+        kept = tuple(share for share in settled.shares if not self.why_withheld(share.progress.engine))
+        withheld_uj = sum(share.uj for share in settled.shares) - sum(share.uj for share in kept)
+        return replace(settled, shares=kept, gap_uj=settled.gap_uj + withheld_uj)
+
     def _learn(self, window: Window, plan: Plan, busy_uj: int) -> None:
-        """One engine's work alone, for its first device: the others of a group do the same again."""
+        """One engine's work alone, under one setting of clocks and limits."""
         if plan.alone is not None:
             engine = self._engines.get(plan.alone.engine)
-            if engine is not None and engine.devices[0] == window.device:
-                busy_s = plan.busy * (window.t1 - window.t0)
-                engine.observe(plan.alone, busy_uj / 1e6, busy_s, self._setting(engine))
-
-    def _setting(self, engine: Serving) -> str:
-        return self._settings.get(engine.devices[0], "") if engine.devices else ""
+            setting = self._settings.during(window.device, window.t0, window.t1)
+            if engine is not None and engine.main_device == window.device and setting is not None:
+                joules, busy_s = busy_uj / 1e6 * plan.part, plan.busy * (window.t1 - window.t0)
+                engine.observe(plan.alone, joules, busy_s, setting)
 
     def _predict_open(self, now: float) -> None:
         self._provisional.stale = False
@@ -269,6 +326,12 @@ class Attribution:
             self._say_failed(window)
             return None
 
+    def _look_at_floor(self, settled: Settled, busy: float) -> None:
+        floor = self.floors.get(settled.device)
+        if floor is None:
+            floor = self.floors[settled.device] = Floor()
+        floor.look(settled, busy, any(engine.has_weights(settled.t1) for engine in self._on(settled.device)))
+
     def _say_failed(self, window: Window) -> None:
         if not self._failed:
             self._failed = True
@@ -287,11 +350,15 @@ class Attribution:
 
 
 def _busy_together(windows: Sequence[Window], round_: Round) -> Iterator[list[Window]]:
-    """The windows in their order, busy neighbours of up to `WINDOW_S` in all together."""
+    """The windows in their order, busy neighbours of up to `WINDOW_S` in all together.
+
+    Of up to `CROWDED_S` while so many are in flight that shares change slowly, and each window costs a share for each.
+    """
     together: list[Window] = []
     for window in windows:
         busy = not window.gap and round_.is_busy(window)
-        if together and not (busy and window.t1 - together[0].t0 <= WINDOW_S + 1e-3):
+        most_s = CROWDED_S if round_.is_crowded(window) else WINDOW_S
+        if together and not (busy and window.t1 - together[0].t0 <= most_s + 1e-3):
             yield together
             together = []
         together.append(window)

@@ -19,7 +19,8 @@ PERIOD_S = 0.1
 PLACES = 100  # within the period, to be told apart
 ENOUGH = 40  # readings
 MEMORY = 100  # readings: in more of them the two clocks drift apart
-_EVERY = 10  # readings between two looks
+_EVERY = 10  # readings between two looks, at first
+_KNOWN_EVERY, _SELDOM = 50, 160  # and while a beat is known, and where none shows for long: a look takes milliseconds
 _BETTER = 1.5  # by how much a beat has to explain the readings better than none, in the same
 _ODD = 1.0  # what a move counts, in jumps of log power, that should not have been there, or should
 
@@ -29,24 +30,25 @@ class Beat:
 
     def __init__(self) -> None:
         self._readings: deque[tuple[float, int]] = deque(maxlen=MEMORY)  # time, and what it moved since the one before
-        self._since = 0
+        self._since, self._every = 0, _EVERY
         self._phase_s: float | None = None
 
     def moved_at(self, t: float, moved_uj: int) -> float:
         """When a counter moved to the value that was read at `t`, so much more than before; `t` while no beat shows."""
         self._readings.append((t, moved_uj))
         self._since += 1
-        if self._since >= _EVERY and len(self._readings) >= ENOUGH:
+        if self._since >= self._every and len(self._readings) >= ENOUGH:
             self._since = 0
             times, moves = zip(*self._readings, strict=True)
             found = find_phase(times, moves[1:])
             self._phase_s = self._phase_s if found is None else found
+            self._every = min(2 * self._every, _SELDOM) if found is None else _KNOWN_EVERY
         return t if self._phase_s is None else t - (t - self._phase_s) % PERIOD_S
 
     def forget(self) -> None:
         """The counter was reset, and may be another one."""
         self._readings.clear()
-        self._phase_s = None
+        self._phase_s, self._every = None, _EVERY
 
 
 def moved_at(times: Sequence[float], energies_uj: Sequence[int]) -> list[float]:

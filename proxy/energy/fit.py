@@ -12,7 +12,9 @@ et al. 2005). Sums over the windows are all that is kept, and they fade.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +26,7 @@ Floats = NDArray[np.float64]
 ERROR = 0.12  # relative error of a window of half a second: counter steps and the sensor's own sampling
 LEAST_S = 0.4  # shorter windows are mostly noise, and are taken together
 ENOUGH = 20  # windows before what was learnt is used
+_WORTH_IT = 5  # new windows
 _FADE = 1 / 2000  # about a quarter of an hour of busy windows is remembered
 _NEIGHBOURS = 4.0  # windows in a row err alike: so many count as one
 _LEAST_SPREAD = 1.08  # real traffic of one kind was off by as much with every price as good as could be
@@ -60,6 +63,7 @@ class Fit:
         self._gains: dict[str, float] = {}
         self._sums: dict[str, _Sums] = {}
         self._short: dict[str, tuple[Floats, float, float]] = {}  # quantities, joules, seconds that wait for more
+        self._new = 0  # windows since the prices were brought up to date
         self._off = 0.0  # mean of log(measured / predicted) of late
         self._off_windows = 0
 
@@ -106,11 +110,15 @@ class Fit:
         sums.pp += weight * np.outer(terms, terms)
         sums.pe += weight * joules * terms
         sums.windows += 1
+        self._new += 1
         if setting in self._gains:
             self._watch(math.log(joules / (gain * believed)))
 
     def refit(self) -> None:
-        """Bring the prices up to date with what was observed."""
+        """Bring the prices up to date with what was observed, once that is a few windows more."""
+        if self._new < _WORTH_IT:
+            return
+        self._new = 0
         seen = {setting: sums for setting, sums in self._sums.items() if sums.windows >= ENOUGH}
         if not seen:
             return
@@ -125,15 +133,55 @@ class Fit:
         error = math.sqrt(float(np.linalg.inv(precision).diagonal().max()))
         self._spread = min(self.prior.spread, max(_LEAST_SPREAD, 1 + error))
 
+    def state(self) -> dict[str, Any]:
+        """All that was learnt, as plain lists and numbers."""
+        return {
+            "c0": self._c0.tolist(),
+            "z": self._z.tolist(),
+            "spread": self._spread,
+            "drifts": self.drifts,
+            "gains": dict(self._gains),
+            "sums": {
+                name: {"pp": sums.pp.tolist(), "pe": sums.pe.tolist(), "windows": sums.windows}
+                for name, sums in self._sums.items()
+            },
+        }
+
+    @classmethod
+    def of(cls, prior: Coefficients, state: Mapping[str, Any]) -> "Fit":
+        """Go on from what `state` gave. Where that was learnt from another prior, or cannot be understood: anew."""
+        fit = cls(prior)
+        try:
+            if state["c0"] != fit._c0.tolist():
+                return cls(prior)
+            fit._z, fit._spread, fit.drifts = _finite(state["z"], 4), float(state["spread"]), int(state["drifts"])
+            fit._gains = {str(name): float(gain) for name, gain in state["gains"].items()}
+            for name, sums in state["sums"].items():
+                fit._sums[name] = _Sums(_finite(sums["pp"], 4, 4), _finite(sums["pe"], 4), float(sums["windows"]))
+            return fit
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return cls(prior)
+
     def _watch(self, off: float) -> None:
         """Notice that predictions have come to be off: then what was learnt counts for little."""
         self._off_windows += 1
+        if self._off_windows <= 0:
+            return
         self._off += (off - self._off) / min(self._off_windows, _DRIFT_WINDOWS)
         if self._off_windows >= _DRIFT_WINDOWS and abs(self._off) > _DRIFT:
             self.drifts += 1
-            self._off, self._off_windows = 0.0, 0
+            # Not looked at again before it is learnt anew: else one change would be found twice.
+            self._off, self._off_windows = 0.0, -ENOUGH
             for sums in self._sums.values():
-                sums.fade(0.02)
+                sums.fade(min(1.0, 1 / (sums.windows or 1)))
+
+
+def _finite(numbers: Any, *shape: int) -> Floats:
+    """An array of this shape. Raises ValueError for anything else."""
+    found = np.array(numbers, dtype=np.float64).reshape(shape)
+    if not np.isfinite(found).all():
+        raise ValueError(f"{found} is not finite")
+    return found
 
 
 def _least(precision: Floats, pull: Floats, start: Floats) -> Floats:

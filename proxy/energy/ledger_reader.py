@@ -345,6 +345,7 @@ def _workflow(
         "joules_per_output_token": _per(joules, tokens["output_tokens"]),
         "mean_duration_s": sum(row["duration_us"] for row in ended) / 1e6 / ended_count if ended_count else None,
         "by_component": _joules(components),
+        "by_engine": _by_engine(energy),
         "by_step": steps,
     }
 
@@ -400,6 +401,7 @@ def _request(
         **total.worth(),
         "by_component": _joules(components),
         "by_phase": _joules(phases) if total.known else {},
+        "by_place": _by_place(energy),
     }
 
 
@@ -412,6 +414,22 @@ def _by_step(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             step["joules"] = round((step["joules"] or 0.0) + request["joules"], 6)
         step["output_tokens"] += request["output_tokens"] or 0
     return steps
+
+
+def _by_place(energy: Iterable[sqlite3.Row]) -> dict[tuple[str, str], int]:
+    """Microjoules by host and quality, which `views` take."""
+    sums: dict[tuple[str, str], int] = defaultdict(int)
+    for row in energy:
+        sums[row["device"].partition("/")[0], row["quality"]] += row["uj"]
+    return dict(sums)
+
+
+def _by_engine(energy: Iterable[sqlite3.Row]) -> dict[tuple[str, str], int]:
+    """Microjoules by engine and quality, which `views` take."""
+    sums: dict[tuple[str, str], int] = defaultdict(int)
+    for row in energy:
+        sums[row["engine"], row["quality"]] += row["uj"]
+    return dict(sums)
 
 
 def _per(joules: float | None, count: int) -> float | None:

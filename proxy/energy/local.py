@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zeus.device.cpu.rapl import RAPLFile
     from zeus.device.gpu.common import GPU
 
+_SLICED = "{name} ({model}) is split by MIG: its counter covers the whole board, all slices together"
 # What of an SoC is a device of ours: clusters and cores are within these, the neural engine serves no LLM engine.
 _SOC = {"cpu_total_mj": "cpu", "gpu_mj": "gpu", "dram_mj": "dram"}
 
@@ -47,9 +48,10 @@ def _gpus(host: str, notes: list[str]) -> Iterator[Group]:
         if not has_counter:
             notes.append(f"{name} ({model}) has no energy counter: not measured")
             continue
-        if mig:
-            notes.append(f"{name} ({model}) is split by MIG: its counter covers the whole board, all slices together")
-        yield Group((Device(name, "gpu", model, quality_of(model)),), _gpu_reader(name, gpu))
+        withheld = _SLICED.format(name=name, model=model) if mig else ""
+        if withheld:
+            notes.append(f"{withheld}; what a request cost on it is not known")
+        yield Group((Device(name, "gpu", model, quality_of(model), withheld),), _gpu_reader(name, gpu))
 
 
 def _gpu_reader(name: str, gpu: "GPU") -> Callable[[], dict[str, int]]:

@@ -14,8 +14,10 @@ from functools import partial
 
 from proxy import clock
 from proxy.energy.attribution import Attribution
+from proxy.energy.cpu_part import CpuTime
 from proxy.energy.ledger import Ledger
 from proxy.energy.ledger_reader import LedgerReader, Parts
+from proxy.energy.processes import Processes
 from proxy.energy.receipts import Book, Run, Second
 from proxy.energy.records import DeviceRecord, Dropped, Quality
 from proxy.energy.retention import Retention
@@ -47,9 +49,10 @@ class Meter:
         most_requests: int = MOST_REQUESTS,
         retention: Retention | None = None,
         seen: Callable[[Sequence[Reading]], None] | None = None,
+        processes: Processes | None = None,
     ) -> None:
-        """`seen` is told of every round of readings."""
-        self._seen = seen
+        """`seen` is told of every round of readings; `processes` tells the CPU time of engines on this machine."""
+        self._seen, self._processes = seen, processes
         self._sources, self._attribution, self._book = sources, attribution, book
         self._metrics, self._interval_s = metrics, interval_s
         self._reading = ThreadPoolExecutor(1, "counters")
@@ -114,15 +117,18 @@ class Meter:
     async def read(self) -> None:
         """One round of readings into attribution."""
         loop = asyncio.get_running_loop()
-        readings = await loop.run_in_executor(self._reading, self._read_sources)
+        readings, times = await loop.run_in_executor(self._reading, self._read_all)
         for reading in readings:
             self._take(reading)
+        for time_ in times:
+            self._attribution.cpu(time_)
         self._attribution.mark(clock.now())
         if self._seen is not None:
             self._seen(readings)
 
-    def _read_sources(self) -> list[Reading]:
-        return [reading for source in self._sources for reading in source.read()]
+    def _read_all(self) -> tuple[list[Reading], list[CpuTime]]:
+        readings = [reading for source in self._sources for reading in source.read()]
+        return readings, self._processes.read() if self._processes is not None else []
 
     def _take(self, reading: Reading) -> None:
         name = reading.device

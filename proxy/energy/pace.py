@@ -1,9 +1,12 @@
 """How fast an engine goes: its steps by its own counter where it has one, else the pace that its answers show."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Sequence
+
+import numpy as np
 
 from proxy.energy.prior import Coefficients
+from proxy.energy.seen import Seen
 from proxy.energy.work import Progress, first_token, part
 
 _ENOUGH_TOKENS = 32  # as many tell more than the prior
@@ -44,14 +47,13 @@ class Pace:
         untold_s = max(0.0, self._marks[0][0] - t0) + max(0.0, t1 - self._marks[-1][0])
         return steps + (untold_s / step_s if step_s else 0.0)
 
-    def token_s(self, attempts: Iterable[Progress], prices: Coefficients) -> float:
+    def token_s(self, attempts: Sequence[Progress], seen: Seen, prices: Coefficients) -> float:
         """Seconds from token to token of one attempt: as attempts show and have shown, else by the prior."""
-        tokens, seconds = self._tokens, self._seconds
-        for progress in attempts:
-            if progress.streamed and progress.first is not None and progress.marks:
-                t, frames = progress.marks[-1]
-                tokens += frames - 1
-                seconds += max(0.0, t - progress.first)
+        streams = [progress for progress in attempts if progress.streamed and progress.first is not None]
+        t, frames = seen.latest(np.array([progress.serial for progress in streams], dtype=np.int64))
+        since_s = np.array([t - (progress.first or 0.0) for progress in streams])
+        tokens = self._tokens + float((frames - 1)[frames > 0].sum())
+        seconds = self._seconds + float(np.maximum(0.0, since_s)[frames > 0].sum())
         return seconds / tokens if seconds and tokens >= _ENOUGH_TOKENS else prices.step_s
 
     def learn(self, progress: Progress, prices: Coefficients) -> None:

@@ -1,27 +1,55 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice, takewhile
+from typing import Any
 
+from proxy.energy.apportion import apportion
+from proxy.energy.cpu_part import CpuPart, is_on_cpu
 from proxy.energy.fit import Fit
 from proxy.energy.foreign import Foreign
+from proxy.energy.hits import Hits
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
+from proxy.energy.seen import MANY, Seen
 from proxy.energy.share import Alone, Load, Plan, Window, busy_s, plan
 from proxy.energy.work import Progress, hold, place_prompts
 
-FEW = 64  # attempts among which it matters when each came and went
+_RECENT_S = 10.0
 
 
 class Serving:
     """An engine's attempts that still matter, and what its own cumulative counters say over time."""
 
-    def __init__(self, name: str, devices: Sequence[str], prices: Coefficients, fit: Fit | None = None) -> None:
-        self.name, self.devices = name, tuple(devices)
-        self.prices, self.fit = prices, fit or Fit(prices)
+    def __init__(
+        self,
+        name: str,
+        devices: Sequence[str],
+        prices: Coefficients,
+        fit: Fit | None = None,
+        learnt: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`fit` learns in place of one of its own; `learnt` is what an earlier process knew (`Fit.state`)."""
+        self.name, self.devices, self.learnt = name, tuple(devices), learnt or {}
+        self.fit = fit or Fit.of(prices, self.learnt)
+        self.prices = self.fit.prices()
         self.has_counters = False
+        self.heard: float | None = None  # when its counters were last told
         self.attempts: list[Progress] = []
         self.started = 0  # attempts in all
-        self.pace, self.foreign = Pace(), Foreign()
+        self.pace, self.foreign, self.hits, self.cpu = Pace(), Foreign(), Hits(), CpuPart()
+        self.seen = Seen()
+
+    @property
+    def main_device(self) -> str:
+        """The one whose joules teach the prices: a GPU where there is one. The others of a group do the same again."""
+        return next((name for name in self.devices if not is_on_cpu(name)), self.devices[0] if self.devices else "")
+
+    def has_weights(self, t: float) -> bool:
+        """Whether it had its weights in memory at `t`, as far as that shows: it told its counters, or has served."""
+        if self.heard is not None:
+            return t - self.heard <= _RECENT_S
+        return self.started > 0
 
     @property
     def alike(self) -> int:
@@ -30,8 +58,10 @@ class Serving:
         return kinds.count(kinds[0]) if kinds else 0
 
     def believe(self, prices: Coefficients) -> None:
-        """Begin from these prices; what was learnt of others is forgotten."""
-        self.prices, self.fit = prices, Fit(prices)
+        """Begin from these prices. What was learnt of others is forgotten, and kept where they are the same again."""
+        if prices != self.fit.prior:
+            self.fit = Fit.of(prices, self.learnt)
+            self.prices = self.fit.prices()
 
     def observe(self, alone: Alone, joules: float, seconds: float, setting: str) -> None:
         """Learn from a window in which nobody else worked."""
@@ -46,12 +76,13 @@ class Serving:
 
     def follow(self, former: "Serving") -> None:
         """Take the place of another engine: the attempts that it still serves go on."""
-        self.attempts, self.started = former.attempts, former.started
+        self.attempts, self.started, self.seen = former.attempts, former.started, former.seen
         self.foreign.follow(former.foreign)
 
     def start(self, progress: Progress) -> None:
-        self.attempts.append(progress)
         self.started += 1
+        progress.serial = self.started
+        self.attempts.append(progress)
 
     def forget(self, horizon: float) -> None:
         """Drop what no window after `horizon` can need."""
@@ -60,13 +91,16 @@ class Serving:
             if progress.ended is None or progress.ended > horizon:
                 keep.append(progress)
                 while len(progress.marks) > 1 and progress.marks[1][0] <= horizon:
-                    progress.marks.pop(0)
+                    del progress.marks[0]
             else:
                 self.foreign.relay(progress)
+                self.hits.relay(progress)
                 self.pace.learn(progress, self.prices)
         self.attempts = keep
         self.pace.forget(horizon)
         self.foreign.forget(horizon)
+        self.cpu.forget(horizon)
+        self.seen.forget(horizon)
 
 
 class _View:
@@ -80,8 +114,13 @@ class _View:
 
     def steps(self, t0: float, t1: float) -> float:
         if self._token_s is None:
-            self._token_s = self.engine.pace.token_s(self.attempts, self.engine.prices)
+            self._token_s = self.engine.pace.token_s(self.attempts, self.engine.seen, self.engine.prices)
         return self.engine.pace.expected(t0, t1, self._token_s)
+
+    def spans(self, t0: float, t1: float) -> bool:
+        """Whether one of the attempts was in flight from `t0` to `t1`."""
+        began = takewhile(lambda progress: progress.dispatched <= t0, self.attempts)
+        return any(progress.ended is None or progress.ended >= t1 for progress in began)
 
     def is_told(self, t1: float) -> bool:
         """Whether all is known of what ran before `t1`."""
@@ -120,8 +159,10 @@ class Round:
         self._by_device: dict[str, list[_View]] = {}
         self._sweeps: dict[str, list[_Sweep]] = {}
         self._ahead: dict[str, list[_Sweep]] = {}
-        self._plans: dict[tuple[tuple[int, ...], float, float], Plan] = {}
+        self._plans: dict[tuple[tuple[int, ...], float, float, bool], Plan] = {}
+        self._engines: dict[str, Serving] = {}
         for engine in engines:
+            self._engines[engine.name] = engine
             view = _View(engine)
             for device in engine.devices:
                 self._by_device.setdefault(device, []).append(view)
@@ -130,23 +171,55 @@ class Round:
         """Whether everything is known of the requests in a window."""
         return all(view.is_told(window.t1) for view in self._by_device.get(window.device, ()))
 
+    def is_crowded(self, window: Window) -> bool:
+        """Whether so much is in flight that one attempt more or less makes no difference."""
+        views = self._by_device.get(window.device, ())
+        if sum(len(view.attempts) for view in views) <= MANY:
+            return False
+        there = (p for view in views for p in view.attempts if p.overlaps(window.t0, window.t1))
+        return next(islice(there, MANY, None), None) is not None
+
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
+        if any(view.spans(window.t0, window.t1) for view in self._by_device.get(window.device, ())):
+            return window.t1 > window.t0
         attempts = [p for sweep in self._on(window.device, self._ahead) for p in sweep.inside(window.t0, window.t1)]
         return busy_s(attempts, window.t0, window.t1, self._now) >= window.t1 - window.t0 > 0
 
     def plan(self, window: Window) -> Plan:
         """How the window is shared."""
-        views = self._by_device.get(window.device, [])
-        key = tuple(map(id, views)), window.t0, window.t1
+        views, on_cpu = self._by_device.get(window.device, []), is_on_cpu(window.device)
+        key = tuple(map(id, views)), window.t0, window.t1, on_cpu
         if (known := self._plans.get(key)) is None:
-            sweeps = self._on(window.device, self._sweeps)
-            loads = [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
-            # Among many, one more or less makes no difference, and looking at all of them does.
-            cuts = window.cuts if sum(len(load.attempts) for load in loads) <= FEW else ()
-            known = plan(loads, window.t0, window.t1, self._now, banded=self._settling, cuts=cuts)
-            self._plans[key] = known
+            known = self._plans[key] = self._on_cpu(window) if on_cpu else self._pooled(window)
         return known
+
+    def _pooled(self, window: Window) -> Plan:
+        """By the predicted work of all, whichever engine it is on."""
+        return self._plan(self._loads(window), window)
+
+    def _on_cpu(self, window: Window) -> Plan:
+        """By CPU time, as far as engines' processes are known; what these leave is the others', and nobody's else."""
+        loads = self._loads(window)
+        parts = {load.engine: self._engines[load.engine].cpu.during(window.t0, window.t1) for load in loads}
+        known = [(self._plan([load], window), part) for load in loads if (part := parts[load.engine]) is not None]
+        others = [load for load in loads if parts[load.engine] is None]
+        if not known:
+            return self._plan(others, window)
+        busy = 1.0
+        if not any(load.foreign for load in loads):
+            everybody = [progress for load in loads for progress in load.attempts]
+            busy = busy_s(everybody, window.t0, window.t1, self._now) / (window.t1 - window.t0)
+        return apportion(known, self._plan(others, window) if others else None, busy)
+
+    def _plan(self, loads: Sequence[Load], window: Window) -> Plan:
+        # Among many, one more or less makes no difference, and looking at all of them does.
+        cuts = window.cuts if sum(len(load.attempts) for load in loads) <= MANY else ()
+        return plan(loads, window.t0, window.t1, self._now, banded=self._settling, cuts=cuts)
+
+    def _loads(self, window: Window) -> list[Load]:
+        sweeps = self._on(window.device, self._sweeps)
+        return [load for sweep in sweeps if (load := self._load(sweep, window.t0, window.t1))]
 
     def _on(self, device: str, sweeps: dict[str, list[_Sweep]]) -> list[_Sweep]:
         if (known := sweeps.get(device)) is None:
@@ -161,6 +234,8 @@ class Round:
         place_prompts((p for p in inside if p.visible and p.first is not None and p.first > t0), engine.prices)
         if self._settling:
             for progress in inside:
-                hold(progress, t1, self._now, engine.prices, view.steps)
+                if not progress.visible:
+                    hold(progress, t1, self._now, engine.prices, view.steps)
         pace = engine.pace
-        return Load(engine.prices, inside, foreign, pace.counted(t0, t1), view.steps, engine.name, pace.steps_seen)
+        counted = pace.counted(t0, t1)
+        return Load(engine.prices, inside, foreign, counted, view.steps, engine.name, pace.steps_seen, engine.seen)

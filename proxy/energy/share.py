@@ -20,16 +20,17 @@ Integers of microjoules throughout, so that shares sum to what the counter moved
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from proxy.energy.columns import works
 from proxy.energy.prior import Coefficients
 from proxy.energy.records import Phase
-from proxy.energy.work import Progress, Steps, Work, work_in
+from proxy.energy.seen import Seen
+from proxy.energy.work import Progress, Steps
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -110,6 +111,7 @@ class Load:
     steps: Steps  # steps as far as they are known, and expected where they are not
     engine: str = ""
     steps_seen: float = 1.0  # steps for each token of the request that got most
+    seen: Seen = field(default_factory=Seen)
 
 
 class Alone(NamedTuple):
@@ -134,6 +136,7 @@ class Plan:
     highs: Floats
     busy: float  # the part of the time in which anything was in flight
     alone: Alone | None
+    part: float = 1.0  # of all that is busy, what this plan is about
 
     def settle(self, window: Window, idle_w: float | None = None) -> Settled:
         """The window shared for good. `idle_w` is what the device draws with nothing in flight, where that is known."""
@@ -252,8 +255,7 @@ def _even(lengths_s: Floats) -> Floats:
 
 def _predict(load: Load, edges: Sequence[float], now: float) -> _Predicted:
     prices, attempts, slices = load.prices, load.attempts, len(edges) - 1
-    works = [[work_in(p, a, b, now, prices, load.steps) for p in attempts] for a, b in pairwise(edges)]
-    table = np.array(works).reshape(slices, len(attempts), len(Work._fields))
+    table = works(attempts, edges, now, prices, load.steps, load.seen)
     prompt, output, context = table[:, :, 4:].sum(axis=0).T
     spent_s = table[:, :, 0:2]
     steps, took, alien, seen = _steps(load, edges, now, spent_s, table[:, :, 2:4])

@@ -22,12 +22,16 @@ OURS = ("zeus", "zeusd", ESTIMATE)  # what reads a host that says how; a further
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One counter: `h1/gpu:0`, of component gpu, cpu, dram or soc; the quality is that of the counter itself."""
+    """One counter: `h1/gpu:0`, of component gpu, cpu, dram or soc; the quality is that of the counter itself.
+
+    `withheld` says why its joules cannot be shared out to requests; it is empty where they can.
+    """
 
     name: str
     component: str
     model: str
     quality: Quality
+    withheld: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,8 @@
-"""What one attempt did in a stretch of time: seconds, prompt tokens, output tokens, context read."""
+"""One attempt as it runs, and what is guessed of it where nothing shows: its first token, its prompt, its output."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from proxy.energy.prior import Coefficients
 
@@ -17,10 +16,11 @@ Steps = Callable[[float, float], float]  # engine steps between two times
 class Progress:
     """One attempt as it runs; the data plane writes, attribution reads. Times are Unix seconds.
 
-    `frames` counts content frames seen so far; `marks` are (time, frames) at readings. Token counts are null until the
-    engine's usage is known. `prompt_guess` stands in for the prompt's length until then. Of an attempt without a stream
-    `marks` are (time, output tokens) and `first_guess` is its first token, both as they were guessed for windows that
-    could wait no longer (`hold`). `begun` is when its prompt was begun, where that shows (`place_prompts`).
+    `frames` counts content frames seen so far, `serial` the engine's attempts. Token counts are null until the usage is
+    known. `prompt_guess` stands in for the prompt's length until then, and `cached_guess` for its cached part as long
+    as no usage tells it (`hits`). Of an attempt without a stream `marks` are (time, output tokens) and `first_guess` is
+    its first token, both as they were guessed for windows that could wait no longer (`hold`). `begun` is when its
+    prompt was begun, where that shows (`place_prompts`).
     """
 
     request_id: str
@@ -37,7 +37,9 @@ class Progress:
     output_tokens: int | None = None
     marks: list[tuple[float, float]] = field(default_factory=list)
     first_guess: float | None = None
+    cached_guess: int = 0
     begun: float | None = None
+    serial: int = 0
     ticks: list[float] | None = None  # when each frame came, while a trace is recorded
 
     @property
@@ -49,20 +51,10 @@ class Progress:
     def uncached(self) -> int:
         """Prompt tokens that the engine had to compute, as far as that is known."""
         prompt = self.prompt_tokens if self.prompt_tokens is not None else self.prompt_guess
-        return max(0, prompt - (self.cached_tokens or 0))
+        return max(0, prompt - (self.cached_guess if self.cached_tokens is None else self.cached_tokens))
 
     def overlaps(self, t0: float, t1: float) -> bool:
         return self.dispatched < t1 and (self.ended is None or self.ended > t0)
-
-    def frames_at(self, t: float) -> float:
-        """Content frames seen until `t`: linear between marks."""
-        if self.ended is not None and t >= self.ended:
-            return self.frames
-        origin_t = self.first or self.dispatched
-        if self.marks and t <= self.marks[-1][0]:
-            return _along(self.marks, t, origin_t)
-        before_t, before = self.marks[-1] if self.marks else (origin_t, 0)
-        return before if self.ended is None else before + (self.frames - before) * part(t, before_t, self.ended)
 
 
 def _along(marks: Sequence[tuple[float, float]], t: float, origin_t: float) -> float:
@@ -78,71 +70,6 @@ def part(t: float, t0: float, t1: float) -> float:
     if t1 <= t0:
         return 1.0 if t >= t1 else 0.0
     return min(1.0, max(0.0, (t - t0) / (t1 - t0)))
-
-
-class Work(NamedTuple):
-    """One attempt's part in one window, before and after its first token: seconds, engine steps that it took part in,
-    tokens, and context read."""
-
-    prefill_s: float
-    decode_s: float
-    prefill_steps: float
-    decode_steps: float
-    prompt: float  # uncached prompt tokens
-    output: float
-    context: float  # Σ over output tokens of the context length
-
-
-def work_in(
-    progress: Progress, t0: float, t1: float, now: float, prices: Coefficients, steps: Steps | None = None
-) -> Work:
-    """What `progress` did between `t0` and `t1`, by what is known of it at `now`.
-
-    Without a stream nobody saw the tokens. The first is then placed by the price of the prompt; from there to the end
-    the usage is spread evenly, and while there is no usage a token is made with every step of the engine. `steps`
-    counts those; without it they come at the prior's pace. A running stream's prompt lasts until `now` at least, as
-    long as no token was seen.
-
-    A step makes one token of each attempt that it decodes, so tokens tell how many steps an attempt took part in. Its
-    first one comes with the last step of its prompt. Who waits inside of the engine takes part in none.
-    """
-    start, end = progress.dispatched, progress.ended if progress.ended is not None else max(now, t1)
-    prompt = progress.prompt_tokens if progress.prompt_tokens is not None else progress.prompt_guess
-    first = first_token(progress, end, prices)
-    if t0 <= start < end <= t1 and first > t0 and progress.ended is not None and progress.output_tokens:
-        # All of it, as with most requests that are shorter than a window: nothing needs to be placed.
-        tokens, uncached = progress.output_tokens, computed(progress, prices)
-        prefill_s = max(0.0, min(first, end) - start)
-        times = prefill_s, end - start - prefill_s
-        return Work(*times, 1 + uncached // CHUNK, tokens - 1, uncached, tokens, tokens * (prompt + tokens / 2))
-    if not progress.visible:
-        before = _guessed(progress, t0, first, end, prices, steps)
-        after = _guessed(progress, t1, first, end, prices, steps)
-    else:
-        output = progress.output_tokens if progress.output_tokens is not None else progress.frames
-        if frames := progress.frames:
-            before = output * progress.frames_at(t0) / frames
-            after = output * progress.frames_at(t1) / frames
-        else:
-            before, after = output * part(t0, first, end), output * part(t1, first, end)
-    tokens = max(0.0, after - before)
-    low, high = max(t0, start), min(t1, end)
-    seconds = max(0.0, high - low)
-    prefill_s, read = 0.0, 0.0
-    if t0 <= first:
-        prefill_s = min(seconds, max(0.0, min(first, high) - low))
-        begun = start if progress.begun is None else progress.begun
-        read = part(t1, begun, first) - part(t0, begun, first)
-    uncached = computed(progress, prices)
-    return Work(
-        prefill_s,
-        seconds - prefill_s,
-        read * (1 + uncached // CHUNK),
-        max(0.0, after - 1) - max(0.0, min(before, after) - 1),
-        read * uncached,
-        tokens,
-        tokens * (prompt + (before + after) / 2),
-    )
 
 
 def first_token(progress: Progress, end: float, prices: Coefficients) -> float:
@@ -208,6 +135,15 @@ def hold(progress: Progress, t: float, now: float, prices: Coefficients, steps: 
         made = _guessed(progress, t, first, max(now, t), prices, steps)
         progress.first_guess = first
         progress.marks.append((t, made))
+
+
+def made_until(
+    progress: Progress, t: float, first: float, end: float, prices: Coefficients, steps: Steps | None
+) -> float:
+    """Output tokens made until `t` by an attempt of which no frame was seen, whose first token came at `first`."""
+    if not progress.visible:
+        return _guessed(progress, t, first, end, prices, steps)
+    return (progress.output_tokens or 0) * part(t, first, end)
 
 
 def _guessed(

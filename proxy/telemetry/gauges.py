@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
 
 from proxy.breaker import State
+from proxy.energy.method import Method
 from proxy.energy.records import Quality
 
 
@@ -24,8 +26,9 @@ class Gauges:
     ledger_writable: bool = True
     ledger_backlog: int = 0  # batches not yet committed
     ledger_waiting: int = 0  # requests in them
+    methods: Mapping[str, Method] = field(default_factory=dict)  # engine
 
-    def families(self) -> Iterator[GaugeMetricFamily]:
+    def families(self) -> Iterator[Metric]:
         power = GaugeMetricFamily(
             "joulegate_power_watts", "Power by the device's own counter.", labels=("host", "device", "quality")
         )
@@ -80,6 +83,32 @@ class Gauges:
         yield GaugeMetricFamily(
             "joulegate_ledger_backlog", "Batches that the ledger has not yet committed.", value=self.ledger_backlog
         )
+        yield from self._attribution()
+
+    def _attribution(self) -> Iterator[Metric]:
+        prices = GaugeMetricFamily(
+            "joulegate_attribution_price_joules",
+            "Joules that shares are computed with: of a step, an uncached prompt token, an output and a context token.",
+            labels=("engine", "price"),
+        )
+        spread = GaugeMetricFamily(
+            "joulegate_attribution_price_spread", "The factor by which each price may be off.", labels=("engine",)
+        )
+        windows = GaugeMetricFamily(
+            "joulegate_attribution_windows",
+            "Windows of the engine's own that its prices rest on; 0 is the prior.",
+            labels=("engine",),
+        )
+        drifts = CounterMetricFamily(
+            "joulegate_attribution_drifts", "How often the machine was found to have changed.", labels=("engine",)
+        )
+        for engine, method in self.methods.items():
+            for price in ("step", "prompt", "output", "context"):
+                prices.add_metric((engine, price), getattr(method, f"{price}_j"))
+            spread.add_metric((engine,), method.spread)
+            windows.add_metric((engine,), method.windows)
+            drifts.add_metric((engine,), method.drifts)
+        yield from (prices, spread, windows, drifts)
 
 
 def host_and_device(name: str) -> tuple[str, str]:

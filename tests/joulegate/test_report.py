@@ -7,6 +7,9 @@ import pytest
 from rich.console import Console
 
 from joulegate.report import joules_text, show
+from proxy.energy import learnt
+from proxy.energy.floor import Floor
+from proxy.energy.learnt import Learnt
 from proxy.energy.ledger import Ledger
 from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
@@ -49,13 +52,13 @@ def books(quality: Quality, tenant: str = "default") -> Batch:
     )
 
 
-def printed(path: Path, *batches: Batch, as_json: bool = False) -> str:
+def printed(path: Path, *batches: Batch, as_json: bool = False, pue: float = 1.0) -> str:
     ledger = Ledger(path / "ledger.sqlite")
     for batch in batches:
         ledger.write(batch)
     ledger.close()
     out = io.StringIO()
-    show(LedgerReader(ledger.path), as_json, Console(file=out, width=200))
+    show(LedgerReader(ledger.path), as_json, Console(file=out, width=200), {"d": pue})
     return out.getvalue()
 
 
@@ -128,11 +131,20 @@ def test_names_are_no_markup_and_shares_are_plain_numbers(tmp_path: Path) -> Non
     assert "[red]alert[/red]" in text and "100 %" in text and "0.13 %" in text
 
 
+def test_what_the_whole_machine_took_is_said_by_host(tmp_path: Path) -> None:
+    text = printed(tmp_path, books(Quality.MEASURED), pue=1.5)
+    assert "d: a joule of work is 1.86 J of the whole machine\n" in text  # 1.5 x 1564.567 / 1264.567
+    floor = Floor.of({"watts": 100.0, "workflow_uj": 100.0, "active_uj": 75.0})
+    learnt.write(learnt.beside(tmp_path / "ledger.sqlite"), learnt.encode(Learnt(floors={"d": floor})))
+    assert "d: a joule of work is 0.75 J above the loaded idle, and 1.24 J of the whole machine\n" in printed(tmp_path)
+
+
 def test_json_keeps_every_microjoule(tmp_path: Path) -> None:
     figures = json.loads(printed(tmp_path, books(Quality.ESTIMATED), as_json=True))
     assert figures["workflows"][0]["joules"] == 1264.567 and figures["workflows"][0]["quality"] == "estimated"
     assert figures["devices"]["d"]["idle_j"] == 300.0
     assert figures["engines"]["e1"]["joules"] == 1264.567
+    assert figures["workflows"][0]["full_joules"] == 1564.567 and figures["workflows"][0]["active_joules"] is None
 
 
 def test_an_empty_ledger_and_none(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from fastapi import FastAPI, Request
 
 from proxy.api.energy import DeviceBooks, router
+from proxy.energy.floor import Floor
 from proxy.energy.ledger import Ledger
 from proxy.energy.ledger_reader import LedgerReader
 from proxy.energy.records import (
@@ -22,6 +23,7 @@ from proxy.energy.records import (
     RunRecord,
     WindowRecord,
 )
+from proxy.energy.views import Moved, Views
 from proxy.refusal import Refusal
 
 RUN = RunRecord("u1", "default", "r1", "search", 100.0, 104.0, "open")
@@ -46,6 +48,8 @@ class Gateway:
     in_flight: dict[tuple[str, str], set[str]] = field(default_factory=dict)
     devices: dict[str, DeviceBooks] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    withheld: dict[str, str] = field(default_factory=dict)
+    floors: dict[str, Floor] = field(default_factory=dict)
     commit: asyncio.Event = field(default_factory=asyncio.Event)
 
     def books(self) -> Mapping[str, DeviceBooks]:
@@ -60,6 +64,16 @@ class Gateway:
 
     def close_run(self, tenant: str, run: str) -> bool:
         return (tenant, run) in self.in_flight
+
+    def views(self) -> Views:
+        moved = {
+            name: Moved("attributed", one.workflow_uj, one.idle_uj, one.foreign_uj, one.gap_uj)
+            for name, one in self.devices.items()
+        }
+        return Views(moved, self.floors, {"h1": 1.5}, {"e1": "h1"})
+
+    def why_unknown(self, engine: str) -> str | None:
+        return self.withheld.get(engine)
 
     async def committed(self) -> None:
         await self.commit.wait()
@@ -126,6 +140,9 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
             **WORTH,
             "open_joules": 0.0,
             "provisional": False,
+            "why_unknown": None,
+            "active_joules": None,
+            "full_joules": None,
             "by_component": {"gpu": 3.000001},
             "by_phase": {"prefill": 3.000001, "decode": 0.0},
         }
@@ -147,6 +164,9 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
         **WORTH,
         "open_joules": 0.0,
         "provisional": False,
+        "why_unknown": None,
+        "active_joules": None,
+        "full_joules": None,
         "by_step": {"query": {"requests": 1, "joules": 3.000001, "output_tokens": 8}},
     }
 
@@ -160,6 +180,30 @@ async def test_what_is_not_settled_is_beside_the_joules_and_marked(gateway: Gate
     assert run["requests"][0]["open_joules"] == 1.5 and run["requests"][0]["provisional"] is True
     request = (await client.get("/energy/requests/q1")).json()
     assert (request["run"], request["workflow"], request["open_joules"]) == ("r1", "search", 1.5)
+
+
+async def test_joules_are_seen_above_the_floor_and_with_the_whole_machine(
+    gateway: Gateway, client: httpx.AsyncClient
+) -> None:
+    gateway.ledger.write(WHOLE)
+    gateway.devices["h1/gpu:0"] = DeviceBooks(60, 30, 0, 20, 5, 5, True, Quality.MEASURED)
+    gateway.floors["h1/gpu:0"] = Floor.of({"watts": 100.0, "workflow_uj": 30.0, "active_uj": 15.0})
+    run = (await client.get("/energy/runs/r1")).json()
+    request = (await client.get("/energy/requests/q1")).json()
+    (workflow,) = (await client.get("/energy/workflows")).json()["workflows"]
+    for figures in (run, run["requests"][0], request, workflow):
+        assert figures["joules"] == 3.000001
+        assert figures["active_joules"] == pytest.approx(3.000001 / 2, abs=1e-6)
+        assert figures["full_joules"] == pytest.approx(3.000001 * 1.5 * 60 / 35, abs=1e-6)
+
+
+async def test_joules_that_cannot_be_known_are_null_with_a_reason(gateway: Gateway, client: httpx.AsyncClient) -> None:
+    gateway.ledger.write(replace(WHOLE, energy=[]))
+    gateway.withheld["e1"] = "h1/gpu:0 is split by MIG"
+    run = (await client.get("/energy/runs/r1")).json()
+    request = (await client.get("/energy/requests/q1")).json()
+    for figures in (run, run["requests"][0], request):
+        assert figures["joules"] is None and figures["why_unknown"] == "h1/gpu:0 is split by MIG"
 
 
 async def test_wait_answers_with_the_figures_of_the_commit_that_settles(

@@ -47,6 +47,7 @@ class Stage:
     lane: Lane
     forward: SimpleNamespace
     knob: Any
+    settings: list[tuple[str, str]]
 
     def holds(self, decision: Decision) -> bool:
         return (
@@ -67,10 +68,17 @@ def stage(make_knob: Callable[..., Any], path: Path) -> Callable[..., Stage]:
         lane, knob = make_lane(), make_knob()
         forward, meter = SimpleNamespace(max_tokens={}), SimpleNamespace(power_w={GPU: 321.0})
         actuator = PowerActuator({GPU: knob}, path, dwell_s=0.0)
+        settings: list[tuple[str, str]] = []
         control = Control(
-            cast(Policy, Scripted(list(script))), [lane], cast(Forward, forward), cast(Meter, meter), actuator, limit
+            cast(Policy, Scripted(list(script))),
+            [lane],
+            cast(Forward, forward),
+            cast(Meter, meter),
+            actuator,
+            limit,
+            setting=lambda device, t, setting: settings.append((device, setting)),
         )
-        return Stage(control, lane, forward, knob)
+        return Stage(control, lane, forward, knob, settings)
 
     return make
 
@@ -89,6 +97,15 @@ async def test_a_decision_reaches_gates_ceilings_and_gpus(stage: Callable[..., S
     assert here.holds(TABLE) and here.control.decision is TABLE and here.lane.gate.limit == 5
     await here.control.step()
     assert here.holds(Decision()) and here.lane.gate.limit == 5, "what is not named is set back"
+
+
+async def test_attribution_is_told_what_the_device_works_under(stage: Callable[..., Stage]) -> None:
+    here = stage(says(TABLE), says(TABLE), says(Decision({}, {}, {GPU: 9000.0})), says(Decision()))
+    here.knob.ceiling_w = 381.0
+    for told in ([(GPU, "380 W")], [(GPU, "380 W")], [], [(GPU, "")]):
+        here.settings.clear()
+        await here.control.step()
+        assert here.settings == told, "what is enforced, nothing for what was refused, and what was found"
 
 
 async def test_a_wider_gate_lets_in_who_waits(stage: Callable[..., Stage]) -> None:

@@ -69,7 +69,7 @@ def test_a_machine_that_changed_unsaid_is_found_out_and_learnt_anew() -> None:
     for k in range(200):
         fit.observe(np.array(KINDS[k % 4], float), cost(changed, KINDS[k % 4]), 0.5)
         fit.refit()
-    assert fit.drifts >= 1
+    assert fit.drifts == 1
     for quantities in KINDS:
         assert cost(fit.prices(), quantities) == pytest.approx(cost(changed, quantities), rel=0.05)
 

@@ -134,6 +134,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
         **worth,
         "by_component": {"gpu": 2.000001, "cpu": 0.5},
         "by_phase": {"prefill": 1e-06, "decode": 2.5},
+        "by_place": {("h1", "attributed"): 2_000_001, ("h1", "estimated"): 500_000},
     }
     whose = {"run": "r1", "tenant": "default", "workflow": "search", "segment": 1}
     assert reader.request("q1") == {**whose, **request}

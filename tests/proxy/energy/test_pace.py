@@ -2,6 +2,7 @@ import pytest
 
 from proxy.energy.pace import Pace
 from proxy.energy.prior import Coefficients
+from proxy.energy.seen import Seen
 from proxy.energy.work import Progress
 
 PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")
@@ -40,18 +41,20 @@ def test_what_is_forgotten_was_not_needed() -> None:
 
 def test_the_pace_is_learned_from_what_ended_and_from_what_streams() -> None:
     pace = Pace()
-    assert pace.token_s([], PRICES) == PRICES.step_s
-    stream = Progress("r", 1, "e", 0.0, first=1.0, frames=101, marks=[(3.0, 101)])
-    assert pace.token_s([stream], PRICES) == pytest.approx(0.02)
+    assert pace.token_s([], Seen(), PRICES) == PRICES.step_s
+    stream, seen = Progress("r", 1, "e", 0.0, first=1.0, frames=101), Seen()
+    assert pace.token_s([stream], seen, PRICES) == PRICES.step_s
+    seen.mark(3.0, [stream])
+    assert pace.token_s([stream], seen, PRICES) == pytest.approx(0.02)
     pace.learn(Progress("r", 1, "e", 0.0, streamed=False, ended=4.0, output_tokens=101), PRICES)
-    assert pace.token_s([], PRICES) == pytest.approx(0.04)
+    assert pace.token_s([], Seen(), PRICES) == pytest.approx(0.04)
 
 
 def test_answers_of_a_token_or_two_teach_no_pace() -> None:
     pace = Pace()
     for _ in range(100):
         pace.learn(Progress("r", 1, "e", 0.0, streamed=False, ended=4.0, output_tokens=1), PRICES)
-    assert pace.token_s([], PRICES) == PRICES.step_s
+    assert pace.token_s([], Seen(), PRICES) == PRICES.step_s
 
 
 def test_a_pace_that_changes_is_followed() -> None:
@@ -60,4 +63,4 @@ def test_a_pace_that_changes_is_followed() -> None:
         for _ in range(200):
             ended = 1.0 + 500 * token_s
             pace.learn(Progress("r", 1, "e", 0.0, first=1.0, ended=ended, output_tokens=501), PRICES)
-    assert pace.token_s([], PRICES) == pytest.approx(0.1, rel=0.05)
+    assert pace.token_s([], Seen(), PRICES) == pytest.approx(0.1, rel=0.05)

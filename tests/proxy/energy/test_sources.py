@@ -109,7 +109,8 @@ def test_old_and_split_gpus_are_said(make_nvml: Any, load_nvml: Any) -> None:
     assert [device.name for device in source.devices] == ["h1/gpu:1"]
     assert source.notes == (
         "h1/gpu:0 (Tesla P100) has no energy counter: not measured",
-        "h1/gpu:1 (NVIDIA H200) is split by MIG: its counter covers the whole board, all slices together",
+        "h1/gpu:1 (NVIDIA H200) is split by MIG: its counter covers the whole board, all slices together; "
+        "what a request cost on it is not known",
     )
 
 

@@ -5,12 +5,30 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from proxy.energy.columns import Work, works
 from proxy.energy.prior import Coefficients
-from proxy.energy.work import CHUNK, Progress, Work, computed, hold, part, place_prompts, work_in
+from proxy.energy.seen import Seen
+from proxy.energy.work import CHUNK, Progress, Steps, computed, hold, part, place_prompts
 
 PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")
 TIMES = st.floats(0, 100) | st.integers(0, 100).map(float)
 TOKENS = st.integers(0, 5000)
+
+
+def work_in(
+    progress: Progress, t0: float, t1: float, now: float, prices: Coefficients, steps: Steps | None = None
+) -> Work:
+    """What one attempt did, whose `marks` say how many frames were seen by when."""
+    ((row,),) = works([progress], (t0, t1), now, prices, steps, marked(progress)).tolist()
+    return Work(*row)
+
+
+def marked(progress: Progress) -> Seen:
+    seen = Seen()
+    if progress.visible:
+        for t, frames in progress.marks:
+            seen.mark(t, [Progress("r", 1, "e", 0.0, frames=round(frames), serial=progress.serial)])
+    return seen
 
 
 @st.composite
@@ -77,21 +95,6 @@ def test_nothing_is_lost_in_windows_that_an_attempt_only_touches(progress: Progr
     assert math.fsum(work.output for work in works) == pytest.approx(output, abs=1e-9)
     if not progress.streamed and not progress.output_tokens:
         assert math.fsum(work.prompt for work in works) == pytest.approx(prompt, abs=1e-9)
-
-
-@given(attempts(), TIMES, TIMES)
-def test_what_was_seen_only_grows(progress: Progress, a: float, b: float) -> None:
-    assert 0 <= progress.frames_at(min(a, b)) <= progress.frames_at(max(a, b)) <= progress.frames
-
-
-def test_frames_follow_the_marks() -> None:
-    progress = Progress("r", 1, "e", dispatched=0.0, first=1.0, frames=12, ended=4.0, marks=[(2.0, 10), (3.0, 10)])
-    assert [progress.frames_at(t) for t in (0.5, 1.0, 1.5, 2.0, 2.5, 3.5, 4.0, 9.0)] == [0, 0, 5, 10, 10, 11, 12, 12]
-
-
-def test_a_mark_in_the_moment_of_the_end_hides_nothing() -> None:
-    progress = Progress("r", 1, "e", dispatched=0.0, first=1.0, frames=12, ended=2.0, marks=[(2.0, 10)])
-    assert progress.frames_at(2.0) == 12
 
 
 def test_the_prompt_is_spread_until_the_first_token_and_its_cached_part_costs_nothing() -> None:

@@ -7,6 +7,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from prometheus_client.samples import Sample
 
+from proxy.energy.method import Method
 from proxy.energy.records import Outcome, Quality, WindowRecord
 from proxy.telemetry.bounds import LabelBounds
 from proxy.telemetry.metrics import EnergyDelta, Gauges, Itl, Metrics
@@ -147,6 +148,9 @@ def test_an_id_too_long_for_an_exemplar_is_left_out(length: int, shown: bool) ->
     assert value(metrics, "joulegate_run_energy_joules_count", {"workflow": "search"}) == 1
 
 
+METHOD = Method("fitted", 412, 2.0, 0.5, 0.25, 0.125, 1.25, 2, "", "counted", "told", None, None)
+
+
 def test_gauges_show_the_moment_and_forget_what_is_gone() -> None:
     metrics = Metrics("0")
     metrics.gauges = Gauges(
@@ -159,6 +163,7 @@ def test_gauges_show_the_moment_and_forget_what_is_gone() -> None:
         breaker={"e1": "half_open"},
         budget_uj={("acme", "day"): (2_000_000, 500_000)},
         ledger_backlog=3,
+        methods={"e1": METHOD},
     )
     gate = {"engine": "e1", "workflow": "search"}
     assert value(metrics, "joulegate_power_watts", {"host": "h1", "device": "gpu:0", "quality": "emulated"}) == 310.5
@@ -170,6 +175,15 @@ def test_gauges_show_the_moment_and_forget_what_is_gone() -> None:
     budget = {"tenant": "acme", "period": "day"}
     assert [value(metrics, f"joulegate_budget{name}_joules", budget) for name in ("", "_spent")] == [2, 0.5]
     assert value(metrics, "joulegate_ledger_backlog", {}) == 3
+    prices = {name: {"engine": "e1", "price": name} for name in ("step", "prompt", "output", "context")}
+    assert [value(metrics, "joulegate_attribution_price_joules", one) for one in prices.values()] == [
+        2,
+        0.5,
+        0.25,
+        0.125,
+    ]
+    told = [value(metrics, f"joulegate_attribution_{name}", {"engine": "e1"}) for name in ("price_spread", "windows")]
+    assert told == [1.25, 412] and value(metrics, "joulegate_attribution_drifts_total", {"engine": "e1"}) == 2
     metrics.gauges = Gauges()
     assert not [s for s in samples(metrics) if s.name.startswith(("joulegate_gate", "joulegate_power"))]
 
