@@ -28,10 +28,10 @@ class Seen:
     def mark(self, t: float, attempts: Sequence[Progress]) -> None:
         """Remember how far every running attempt has come; these come in the order of their serials."""
         last = self._times[-1] if self._times else -np.inf
-        if t <= last or (len(attempts) > MANY and t - last < _THIN_S):
+        if t <= last:
             return
         running = [progress for progress in attempts if progress.frames and progress.ended is None]
-        if running:
+        if running and not (len(running) > MANY and t - last < _THIN_S):
             serials = np.array([progress.serial for progress in running], dtype=np.int64)
             self._times.append(t)
             self._rows.append((serials, np.array([progress.frames for progress in running], dtype=np.float64)))

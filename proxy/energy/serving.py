@@ -1,7 +1,7 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, islice, takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from proxy.energy.apportion import apportion
@@ -173,9 +173,11 @@ class Round:
 
     def is_crowded(self, window: Window) -> bool:
         """Whether so much was in flight that one attempt more or less makes no difference."""
-        attempts = chain.from_iterable(view.attempts for view in self._by_device.get(window.device, ()))
-        inside = (progress for progress in attempts if progress.overlaps(window.t0, window.t1))
-        return next(islice(inside, MANY, None), None) is not None
+        views = self._by_device.get(window.device, ())
+        if sum(len(view.attempts) for view in views) <= MANY:
+            return False
+        there = (p for view in views for p in view.attempts if p.overlaps(window.t0, window.t1))
+        return next(islice(there, MANY, None), None) is not None
 
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
