@@ -296,6 +296,16 @@ def test_a_client_may_give_its_run_a_budget_of_its_own_at_any_time(scene: Scene)
     scene.close(receipt)
 
 
+def test_a_budget_that_is_taken_away_lets_go_of_what_drew_on_it(scene: Scene) -> None:
+    scene.spending.configure({"search": Terms({Period.RUN: 100 * J})}, [])
+    draw = scene.drawn()
+    assert draw.check(scene.now) == 100 * J
+    scene.spending.configure({}, [])
+    assert scene.enter() is None
+    assert draw.check(scene.now) is None and draw.most_tokens(None, 1, 0, 1, None, scene.now) is None
+    scene.spending.leave(draw)
+
+
 def test_the_tightest_of_a_keys_and_a_runs_budgets_holds(scene: Scene) -> None:
     key = hourly(1000 * J)
     scene.spending.configure({"search": Terms({Period.RUN: 50 * J})}, [("acme", key)])
