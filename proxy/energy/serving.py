@@ -72,6 +72,7 @@ class Serving:
     def learn(self, setting: str) -> None:
         """Use what the windows showed, under the setting of clocks and limits that holds now."""
         self.fit.refit()
+        self.pace.conclude()
         self.prices = self.fit.prices(setting)
 
     def follow(self, former: "Serving") -> None:
