@@ -251,7 +251,7 @@ def test_a_new_segment_goes_on_with_the_same_budget(scene: Scene) -> None:
         scene.close(receipt, draw)
         scene.pass_s(90.0, power_w=0)  # quiet for so long that the segment is over
         scene.spending.look(scene.now)
-        assert not scene.book.is_open("acme", "r1")
+        assert scene.book.runs("acme", "r1") == []
     assert scene.refused(scene.drawn()) is not None
 
 
