@@ -7,7 +7,7 @@ without a joule.
 
 import sqlite3
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import orjson
@@ -23,7 +23,7 @@ _ATTEMPTS = f"""
 _ROWS = "SELECT request_id, attempt, device, quality FROM json_each(?) CROSS JOIN energy ON request_id = value"
 
 
-_SECONDS = 3  # joules of a crowd come every other second
+_SECONDS = 5  # joules of a crowd come every third second
 
 
 @dataclass(slots=True)
@@ -42,11 +42,13 @@ class Growing:
         self._known: dict[str, _Request] = {}
         self._second = 0
 
-    def know(self, db: sqlite3.Connection, records: Sequence[EnergyRecord], changed: Collection[str]) -> None:
+    def know(self, db: sqlite3.Connection, records: Sequence[EnergyRecord], changed: set[str]) -> None:
         """Look these up, before they are written. `changed` names the requests of which something else is new."""
         self._second += 1
-        old = self._second - _SECONDS
-        self._known = {one: known for one, known in self._known.items() if known.grew > old and one not in changed}
+        for one in changed & self._known.keys():
+            del self._known[one]
+        if self._second % _SECONDS == 0:
+            self._known = {one: known for one, known in self._known.items() if known.grew > self._second - _SECONDS}
         if not (unknown := {record.request_id for record in records} - self._known.keys()):
             return
         self._known |= {one: _Request(self._second) for one in unknown}

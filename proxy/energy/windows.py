@@ -10,7 +10,7 @@ from proxy.energy.share import Window
 
 # Busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says.
 WINDOW_S = 0.5
-CROWDED_S = 2.0  # and wait for each other until it is as much, while many are in flight
+CROWDED_S = 2.5  # and wait for each other until it is as much, while many are in flight
 IDLE_S = 1.0  # the power of a device at rest is its mean over about so long
 GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
 

@@ -99,7 +99,7 @@ def test_what_is_known_of_a_request_is_forgotten(tmp_path: Path) -> None:
     assert len(ledger._growing._known) == 4
     ledger.write(Batch(requests=[request(3, Outcome.OK)]))
     assert len(ledger._growing._known) == 3
-    for _ in range(3):
+    for _ in range(10):
         ledger.write(Batch(runs=[replace_ended(RUN)]))
     assert not ledger._growing._known
     ledger.close()
