@@ -101,7 +101,7 @@ bench-cancel: $(VENV)/.dev  ## how soon an engine stops working for a client tha
 bench-attribution: $(VENV)/.dev  ## how right the split is, against exact Shapley values on the emulated H200 (five minutes)
 	@$(BIN)/python -m benchmarks.attribution $(BENCH)
 
-bench-overhead: $(VENV)/.dev  ## what metering costs, by part: CPU with 1,000 and with 100 requests in flight (half a minute)
+bench-overhead: $(VENV)/.dev  ## what metering costs, by part: CPU with 1,000 and with 100 requests in flight (three minutes)
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
 bench-emulator: $(VENV)/.dev  ## how well the emulator meets what was measured, how fast it is, what its server costs (five minutes)

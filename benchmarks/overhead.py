@@ -111,8 +111,8 @@ class _Source:
 class Stage:
     """A meter with all that it feeds, and the streams that are in flight."""
 
-    def __init__(self, folder: Path, in_flight: int, costs: Costs) -> None:
-        self.now, self.costs, self.raw_uj = 1_000_000.0, costs, {GPU: 0, CPU: 0}
+    def __init__(self, folder: Path, in_flight: int, costs: Costs, pause_s: float = 0.0) -> None:
+        self.now, self.costs, self.raw_uj, self._pause_s = 1_000_000.0, costs, {GPU: 0, CPU: 0}, pause_s
         self.rng = random.Random(1)
         clock.now = lambda: self.now
         source = _Source(self)
@@ -189,6 +189,7 @@ class Stage:
         spent = 0.0
         for tick in range(READ_HZ):
             self.relay(tick)
+            await asyncio.sleep(self._pause_s)
             begun = time.process_time()
             await self.meter.read()
             spent += time.process_time() - begun
@@ -213,10 +214,10 @@ def _timed_steps(costs: Costs, part: str, steps: Any) -> Any:
         yield one
 
 
-async def _measure(in_flight: int, seconds: int) -> dict[str, float]:
+async def _measure(in_flight: int, seconds: int, pause_s: float) -> dict[str, float]:
     costs, stretches = Costs(), list[dict[str, float]]()
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage(Path(folder), in_flight, costs)
+        stage = Stage(Path(folder), in_flight, costs, pause_s)
         for _ in range(15):  # until the first have ended, and windows settle as fast as they come
             await stage.second()
         calm_collector()
@@ -233,14 +234,14 @@ async def _measure(in_flight: int, seconds: int) -> dict[str, float]:
     return {part: median(stretch.get(part, 0.0) for stretch in stretches) for part in stretches[0]}
 
 
-def measure(in_flight: int, seconds: int) -> dict[str, float]:
+def measure(in_flight: int, seconds: int, pause_s: float = 0.0) -> dict[str, float]:
     """Percent of one core by part, `all` together, with so many requests in flight all the time.
 
     Medians of stretches of ten seconds: on a machine that others use too, caches are lost now and then.
     """
     real = clock.now
     try:
-        return asyncio.run(_measure(in_flight, seconds))
+        return asyncio.run(_measure(in_flight, seconds, pause_s))
     finally:
         clock.now = real
 
@@ -248,11 +249,12 @@ def measure(in_flight: int, seconds: int) -> dict[str, float]:
 def main(
     seconds: Annotated[int, typer.Option(min=10, help="of virtual time, after 15 to warm up")] = 60,
     in_flight: Annotated[list[int] | None, typer.Option(help="requests; may be given several times")] = None,
+    pause: Annotated[float, typer.Option(help="seconds of rest before each reading: caches go cold")] = 1 / READ_HZ,
     result: Annotated[Path, typer.Option(help="where the figures go, as JSON")] = RESULT,
 ) -> None:
     """What metering costs, by part, in percent of one core."""
     console, counts = Console(), in_flight or list(BARS)
-    load, found = machine.load(), {count: measure(count, seconds) for count in counts}
+    load, found = machine.load(), {count: measure(count, seconds, pause) for count in counts}
     table = Table(title="CPU in percent of one core", title_justify="left")
     table.add_column("requests in flight")
     for count in counts:
@@ -272,7 +274,13 @@ def main(
     ]
     print_bars(console, bars)
     result.parent.mkdir(parents=True, exist_ok=True)
-    told = {"machine": machine.describe(), "load": load, "seconds": seconds, "percent_of_a_core": found}
+    told = {
+        "machine": machine.describe(),
+        "load": load,
+        "seconds": seconds,
+        "pause_s": pause,
+        "percent_of_a_core": found,
+    }
     result.write_bytes(
         orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
     )
