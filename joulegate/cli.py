@@ -217,18 +217,19 @@ def attribute(
 
 @app.command()
 def restore(config: ConfigOption = None) -> None:
-    """Set every power limit back that a gateway which is gone left behind (behind a zeusd: with its configuration)."""
+    """Set back every limit and clock that a gateway which is gone left behind (a zeusd's: with its configuration)."""
     no_clash()
     from proxy.config import Host, load
-    from proxy.control.knobs import open_knobs
-    from proxy.control.restore import RestoreFile, restore_leftover
+    from proxy.control.gpus import open_knobs
+    from proxy.control.lock import GpuLocks
+    from proxy.control.restore import is_anything_left, restore_all
 
     with one_line_errors():
         hosts = load(config).known_hosts() if config else {"local": Host(local=True)}
-    lines = restore_leftover(open_knobs(hosts))
+    lines = restore_all(open_knobs(hosts), locks=GpuLocks())
     for line in lines or ["nothing to restore"]:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
-    if RestoreFile().path.exists():
+    if is_anything_left():
         raise typer.Exit(1)
 
 

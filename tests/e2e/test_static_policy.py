@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from typing import Any
 
+import psutil
 import pytest
 from stage import Engine, Gateway, chat_body, joulegate, until
 
@@ -68,28 +69,31 @@ def test_a_power_limit_holds_while_the_gateway_runs(
     assert nvml.limit_w() == 650
 
 
-def test_after_a_kill_the_next_start_sets_it_back(
+def test_after_a_kill_the_watchdog_sets_it_back(
     make_gateway: Callable[..., Gateway], engine: Engine, nvml: Any
 ) -> None:
     nvml.set_limit_w(0, 650)
     gateway = make_gateway(static(engine, power_limit_w={GPU: 300}), env=nvml.env)
     until(lambda: nvml.limit_w() == 300)
+    assert "held by a running process" in joulegate("restore", env=gateway.env).stdout
     gateway.kill()
-    assert nvml.limit_w() == 300
-    again = make_gateway(static(engine), env={**nvml.env, "XDG_STATE_HOME": gateway.env["XDG_STATE_HOME"]})
-    assert nvml.limit_w() == 650
-    assert f"{GPU}: power limit set back to 650 W, from 300 W" in again.said()
+    until(lambda: nvml.limit_w() == 650)
+    until(lambda: f"{GPU}: power limit set back to 650 W, from 300 W" in gateway.log())
+    assert joulegate("restore", env=gateway.env).returncode == 0
 
 
-def test_after_a_kill_the_command_line_sets_it_back(
+def test_where_the_watchdog_dies_too_the_next_start_sets_it_back(
     make_gateway: Callable[..., Gateway], engine: Engine, nvml: Any
 ) -> None:
     gateway = make_gateway(static(engine, power_limit_w={GPU: 300}), env=nvml.env)
     until(lambda: nvml.limit_w() == 300)
-    assert "held by a running process" in joulegate("restore", env=gateway.env).stdout
+    (watchdog,) = psutil.Process(gateway.process.pid).children()
+    watchdog.kill()
     gateway.kill()
-    done = joulegate("restore", env=gateway.env)
-    assert (done.returncode, nvml.limit_w()) == (0, 700)
+    assert nvml.limit_w() == 300
+    again = make_gateway(static(engine), env={**nvml.env, "XDG_STATE_HOME": gateway.env["XDG_STATE_HOME"]})
+    assert nvml.limit_w() == 700
+    assert f"{GPU}: power limit set back to 700 W, from 300 W" in again.said()
 
 
 def test_without_the_privilege_it_says_so_once_and_goes_on(

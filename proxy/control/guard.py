@@ -1,0 +1,103 @@
+"""Whether a policy may act: not while objectives are missed under it, and not for a while after it failed.
+
+Sans-I/O. An objective is a 95th percentile, so one request in twenty may be late. It counts as missed when so many are
+that chance would bring it about less than once in a hundred times: the tail of the binomial distribution.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import comb, inf
+
+from policies.interface import EngineSignals, Objective, WorkflowSignals
+from proxy.control.learner import Learner
+
+LATE_PART = 0.05  # of the requests within an objective of p95
+_CHANCE = 0.01
+_LOOK_BACK_S = 30.0
+_FIRST_PAUSE_S = 10.0
+_LONGEST_PAUSE_S = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Of so many requests (or runs) so many missed their objective."""
+
+    late: int = 0
+    of: int = 0
+
+    def is_missed(self, part: float = LATE_PART) -> bool:
+        """Whether more than `part` are late, beyond what chance explains."""
+        return self.late > part * self.of and tail(self.late, self.of, part) < _CHANCE
+
+
+def tail(late: int, of: int, part: float) -> float:
+    """The probability of `late` or more in `of` trials, each late with probability `part`."""
+    return 1.0 - sum(comb(of, k) * part**k * (1 - part) ** (of - k) for k in range(late))
+
+
+def missed(
+    objective: Objective, learner: Learner, workflow: str, engines: Iterable[EngineSignals], since: float
+) -> dict[str, Late]:
+    """By kind of objective, of the requests of a workflow that came since then, and of those that wait, how many are
+    late already."""
+    served = [one for one in learner.since(workflow, since) if one.received >= since]
+    found: dict[str, Late] = {}
+    if (most_s := objective.ttft_p95_s) is not None:
+        firsts = [s for one in served if (s := one.ttft_s) is not None]
+        overdue = sum(1 for e in engines if (q := e.queues.get(workflow)) is not None and q.oldest_s > most_s)
+        found["ttft_p95"] = Late(sum(s > most_s for s in firsts) + overdue, len(firsts) + overdue)
+    if (most_s := objective.itl_p95_s) is not None:
+        means = [s for one in served if (s := one.itl_s) is not None]
+        found["itl_p95"] = Late(sum(s > most_s for s in means), len(means))
+    if (most_s := objective.run_p95_s) is not None:
+        runs = learner.runs_since(workflow, since)
+        found["run_p95"] = Late(sum(s > most_s for s in runs), len(runs))
+    return found
+
+
+class Guard:
+    """Tells when the default takes a policy's place, and why. Times are passed in, in Unix seconds."""
+
+    def __init__(self) -> None:
+        self._since = -inf  # when the policy, or the default in its place, began to hold
+        self._until = -inf
+        self._pause_s = _FIRST_PAUSE_S
+        self._parts: dict[tuple[str, str], float] = {}  # late without the policy, by workflow and kind
+        self.why = ""  # of the pause that lasts, empty without one
+        self.reason = ""  # the kind of it: `raised`, `late`, `objective`
+
+    def failed(self, reason: str, why: str, now: float) -> None:
+        """The policy failed, or must not go on: the default holds until the pause is over, twice as long each time."""
+        if not self.why and now - self._since > 10 * self._pause_s:  # it went well for long
+            self._pause_s = _FIRST_PAUSE_S
+        self.reason, self.why = reason, why
+        self._since, self._until = now, now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def is_pausing(self, now: float) -> bool:
+        """Whether the default holds. The policy acts again once this is False."""
+        if self.why and now >= self._until:
+            self.why, self._since = "", now
+        return bool(self.why)
+
+    def look(
+        self,
+        workflows: Mapping[str, WorkflowSignals],
+        engines: Mapping[str, EngineSignals],
+        learner: Learner,
+        now: float,
+    ) -> bool:
+        """Compare with the objectives; True when the policy has just been stopped because of them.
+
+        What the default misses just as often is not the policy's doing.
+        """
+        pausing = self.is_pausing(now)
+        since = max(self._since, now - _LOOK_BACK_S)
+        for name, signals in workflows.items():
+            for kind, late in missed(signals.objective, learner, name, engines.values(), since).items():
+                if pausing:
+                    self._parts[name, kind] = late.late / late.of if late.is_missed() else 0.0
+                elif late.is_missed(max(LATE_PART, self._parts.get((name, kind), 0.0))):
+                    self.failed("objective", f"{name} misses its {kind}: {late.late} of {late.of} are late", now)
+                    return True
+        return False
