@@ -33,8 +33,9 @@ class QueueFull(Exception):
 class Ticket:
     """One attempt's place: in the queue, then in flight, then gone.
 
-    `slack_s` is what its run has left of its objective (None: it has none), `attained_s` how long the run was served
-    already, `prefix` a hash of the prompt's beginning (0: not known). Times are those of the calls, in seconds.
+    `slack_s` is what its run can spare and still meet its objective (None: it has none), `attained_s` how long the run
+    was served already, `prefix` a hash of the prompt's beginning (0: not known). Times are those of the calls, in
+    seconds.
     """
 
     workflow: str
@@ -171,9 +172,7 @@ class Gate:
         rule = self.release.get(ticket.workflow)
         if rule is None or rule.hold_s <= 0:
             return False
-        hold_s = rule.hold_s
-        if ticket.slack_s is not None:
-            hold_s = min(hold_s, ticket.slack_s - self.expected.seconds(ticket.kind))
+        hold_s = rule.hold_s if ticket.slack_s is None else min(rule.hold_s, ticket.slack_s)
         ticket.due = now + hold_s
         return hold_s > 0 and not self._may_join(ticket.kind, now)
 

@@ -1,0 +1,96 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from policies.company import Company
+from policies.interface import Decision, EngineSignals, Objective, Signals, WorkflowSignals
+
+Search = Callable[..., WorkflowSignals]
+Make = Callable[..., Signals]
+
+
+def decide(signals: Signals, holding: bool = False) -> Decision:
+    decision, state = Company().decide(signals, holding)
+    assert state == bool(decision.release) and decision.reason
+    assert not (decision.in_flight or decision.power_limit_w or decision.sm_clock_mhz or decision.max_tokens)
+    return decision
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.7, 2.0, 6.0, 100.0])
+def test_without_patience_nothing_is_held(signals: Make, search: Search, rate: float) -> None:
+    assert not decide(signals(search=search(rate, 0.0))).release
+
+
+@pytest.mark.parametrize(("rate", "together"), [(0.7, 3.1), (2.0, 7.0), (6.0, 19.0)])
+def test_who_can_wait_is_held_for_all_its_patience(signals: Make, search: Search, rate: float, together: float) -> None:
+    rule = decide(signals(search=search(rate, 3.0))).release["search"]
+    assert rule.hold_s == 3.0
+    assert rule.join_s == pytest.approx(0.8 * (1 / together + 0.15), rel=0.01)
+
+
+# What was saved on the H200 (`coalesce.csv`): of all joules, idle included.
+@pytest.mark.parametrize(("rate", "served_s", "saved"), [(0.7, 0.77, 0.24), (2.0, 0.85, 0.38), (6.0, 1.1, 0.30)])
+def test_what_it_expects_to_save_is_what_was_measured(
+    signals: Make, search: Search, rate: float, served_s: float, saved: float
+) -> None:
+    reason = decide(signals(search=search(rate, 3.0, served_s, sharing=0.987))).reason
+    expected = float(reason.rpartition("about ")[2].rstrip("%")) / 100
+    assert expected == pytest.approx(saved, abs=0.07)
+
+
+def test_near_saturation_batches_would_run_into_one_another_and_nothing_is_held(signals: Make, search: Search) -> None:
+    assert not decide(signals(search=search(6.0, 3.0, served_s=20.0))).release
+
+
+def test_who_is_alone_anyway_is_not_held(signals: Make, search: Search) -> None:
+    assert not decide(signals(search=search(0.02, 3.0))).release
+    assert decide(signals(search=search(0.02, 60.0))).release
+
+
+def test_what_is_held_does_not_change_with_every_second(signals: Make, search: Search) -> None:
+    barely = next(
+        rate / 1000 for rate in range(1, 1000) if decide(signals(search=search(rate / 1000, 1.0)), holding=True).release
+    )
+    between = signals(search=search(barely * 1.2, 1.0))
+    assert not decide(between, holding=False).release and decide(between, holding=True).release
+
+
+def test_the_objective_for_the_first_token_bounds_what_is_held(signals: Make, search: Search) -> None:
+    asked = Objective(patience_s=3.0, ttft_p95_s=2.0)
+    seen = search(2.0, objective=asked, ttft_p95_s=1.8, wait_p95_s=1.4)
+    assert decide(signals(search=seen)).release["search"].hold_s == pytest.approx(1.6)
+    assert not decide(signals(search=replace(seen, ttft_p95_s=2.5, wait_p95_s=0.4))).release
+
+
+def test_tokens_that_come_too_slowly_and_a_full_cache_end_it(signals: Make, search: Search) -> None:
+    slow = search(2.0, objective=Objective(3.0, itl_p95_s=0.02), itl_p95_s=0.021)
+    assert not decide(signals(search=slow)).release
+    assert decide(signals(search=replace(slow, itl_p95_s=0.019))).release
+    assert not decide(signals(search=search(2.0, 3.0), kv_usage=0.95)).release
+
+
+def test_without_prices_it_refuses(signals: Make, search: Search) -> None:
+    decision = decide(signals(None, search=search(2.0, 3.0)))
+    assert not decision.release and "not known" in decision.reason
+
+
+def test_the_impatient_are_not_held_and_leave_less_to_save(signals: Make, search: Search) -> None:
+    assert set(decide(signals(search=search(2.0, 3.0), coding=search(0.1))).release) == {"search"}
+    assert not decide(signals(search=search(2.0, 3.0), coding=search(6.0))).release, "the engine is busy anyway"
+
+
+def test_the_first_that_is_due_takes_the_others_along(signals: Make, search: Search) -> None:
+    alone = decide(signals(slow=search(2.0, 30.0))).release["slow"]
+    beside = decide(signals(slow=search(2.0, 30.0), search=search(1.0, 3.0))).release
+    assert beside["slow"].hold_s == 30.0 and beside["search"].hold_s == 3.0
+    assert beside["slow"].join_s > alone.join_s, "smaller batches: joining is a larger share of one of its own"
+
+
+def test_on_two_engines_each_has_half_of_the_company(signals: Make, search: Search) -> None:
+    one = signals(search=search(2.0, 3.0))
+    two = replace(one, engines={**one.engines, "e2": one.engines["e1"]})
+    half = signals(search=search(1.0, 3.0))
+    assert decide(two).release == decide(half).release
+    down = replace(one, engines={**one.engines, "e2": EngineSignals(up=False)})
+    assert decide(down).release == decide(one).release
