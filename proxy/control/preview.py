@@ -1,23 +1,26 @@
 """What a decision is worth before anybody has tried it, by the fitted prices.
 
-A request in a company of c pays 1/c of each of its steps, beyond what the devices draw at rest anyway:
+A step costs the same whoever is in it, so what counts is how much of the time an engine is busy (f), beside tokens:
 
-    watts = rate · output tokens · (step_j - rest_w · step_s) · (1/c - 1/c')
+    f0 = 1 - exp(-A), A = Σ rate · served_s      now: requests come when they like (Poisson)
+    f1 = f + (1 - f) · S / (W + 1/Λ)             Λ a second, served for S, are held for W; without them f as f0
+    f1 ≥ A / limit                               a limit spreads the same work over more time
+    saved watts = (f0 - f1) · (step_j / step_s - rest_w) + Σ rate · tokens cut off · output_j
 
-c is the company now (requests in flight, at least the request itself); c' is what the decision makes of it: 1 + rate ·
-hold_s where requests are held, never more than a limit lets in flight. A shorter answer saves its tokens, and its part
-of their steps. What a cap or a clock saves is not in the prices: it is not counted, and the preview says so.
+A ceiling on answers shortens served_s in proportion. What a cap or a clock saves is not in the prices: it is not
+counted, and the preview says so.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import exp
 
-from policies.interface import Decision, Prices, Signals
+from policies.interface import Decision, Prices, Signals, WorkflowSignals
 
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Watts less than without the decision, all devices together, and between what they lie as far as prices are known.
+    """Watts less than without the decision, all engines together, and between what they lie as far as prices are known.
 
     `uncounted` names what the decision does beside.
     """
@@ -30,32 +33,50 @@ class Preview:
 
 def preview(signals: Signals, decision: Decision) -> Preview | None:
     """The worth of a decision over the default; None where no prices, or no loads, are known."""
-    engines = [engine for engine in signals.engines.values() if engine.prices is not None]
-    known = {name: one for name, one in signals.workflows.items() if one.requests_per_s and one.output_tokens}
-    if not engines or not known:
+    prices = [engine.prices for engine in signals.engines.values() if engine.prices is not None]
+    known = {name: one for name, one in signals.workflows.items() if one.requests_per_s and one.served_s}
+    if not prices or not known:
         return None
-    prices = engines[0].prices
-    assert prices is not None
-    saved_w = 0.0
-    for name, one in known.items():
-        rate, output = one.requests_per_s, one.output_tokens or 0.0
-        now = max(1.0, sum(q.in_flight for e in engines for q in e.queues.values()) / len(engines))
-        then = now
-        if (release := decision.release.get(name)) is not None:
-            then = max(then, 1.0 + rate * release.hold_s / len(engines))
-        limits = [decision.in_flight.get(name), *decision.engine_in_flight.values()]
-        then = max(1.0, min([then, *(limit for limit in limits if limit is not None)]))
-        step_j = _step_j(prices)
-        saved_w += rate * output * step_j * (1 / now - 1 / then)
-        if (most := decision.max_tokens.get(name)) is not None:
-            saved_w += rate * max(0.0, output - most) * (prices.output_j + step_j / then)
-    low_w, high_w = sorted((saved_w / prices.spread, saved_w * prices.spread))
+    engines = len(prices)
+    before = {name: _work(one) / engines for name, one in known.items()}
+    after = {name: work * _kept(known[name], decision.max_tokens.get(name)) for name, work in before.items()}
+    busy = _busy(after, known, decision, engines)
+    shorter_w = sum(
+        one.requests_per_s * (one.output_tokens or 0.0) * (1 - _kept(one, decision.max_tokens.get(name)))
+        for name, one in known.items()
+    )
+    steps_w = engines * (1 - exp(-sum(before.values())) - busy) * _busy_w(prices[0])
+    saved_w = steps_w + shorter_w * prices[0].output_j
+    low_w, high_w = sorted((saved_w / prices[0].spread, saved_w * prices[0].spread))
     return Preview(saved_w, low_w, high_w, tuple(_uncounted(decision)))
 
 
-def _step_j(prices: Prices) -> float:
-    """What a step costs beyond the rest of the devices, which draw that whether it is made or not."""
-    return max(0.0, prices.step_j - (prices.rest_w or 0.0) * prices.step_s)
+def _work(one: WorkflowSignals) -> float:
+    """Requests of a workflow in flight, on average."""
+    return one.requests_per_s * (one.served_s or 0.0)
+
+
+def _kept(one: WorkflowSignals, most: int | None) -> float:
+    """The part of an answer that a ceiling leaves."""
+    return 1.0 if most is None or not one.output_tokens else min(1.0, most / one.output_tokens)
+
+
+def _busy(work: Mapping[str, float], known: Mapping[str, WorkflowSignals], decision: Decision, engines: int) -> float:
+    """The part of the time that an engine is busy under the decision."""
+    held = {name: rule.hold_s for name, rule in decision.release.items() if name in work and rule.hold_s > 0}
+    busy = 1 - exp(-sum(one for name, one in work.items() if name not in held))
+    if held:
+        rate = sum(known[name].requests_per_s for name in held) / engines
+        served_s = sum(work[name] for name in held) / rate
+        busy += (1 - busy) * min(1.0, served_s / (min(held.values()) + 1 / rate))
+    spread = [work[name] / limit for name, limit in decision.in_flight.items() if name in work and limit]
+    spread += [sum(work.values()) / limit for limit in decision.engine_in_flight.values() if limit]
+    return max([busy, *(min(1.0, one) for one in spread)])
+
+
+def _busy_w(prices: Prices) -> float:
+    """What an engine that steps draws beyond the rest of its devices, tokens aside."""
+    return max(0.0, prices.step_j / prices.step_s - (prices.rest_w or 0.0)) if prices.step_s else 0.0
 
 
 def _uncounted(decision: Decision) -> Iterable[str]:
