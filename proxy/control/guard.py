@@ -15,7 +15,8 @@ LATE_PART = 0.05  # of the requests within an objective of p95
 REASONS = ("raised", "late", "not_a_decision", "objective")  # why the default takes a policy's place
 _CHANCE = 0.01
 _LOOK_BACK_S = 30.0
-_FIRST_PAUSE_S = 10.0
+_PAUSE_S = 10.0  # the first; then twice as long each time
+_PAUSE_LATE_S = 2.0  # of one that was late: the machine may have had something else to do
 _LONGEST_PAUSE_S = 600.0
 
 
@@ -62,18 +63,20 @@ class Guard:
     def __init__(self) -> None:
         self._since = -inf  # when the policy, or the default in its place, began to hold
         self._until = -inf
-        self._pause_s = _FIRST_PAUSE_S
+        self._failures = 0
         self._parts: dict[tuple[str, str], float] = {}  # late without the policy, by workflow and kind
         self.why = ""  # of the pause that lasts, empty without one
         self.reason = ""  # the kind of it, one of REASONS
 
     def failed(self, reason: str, why: str, now: float) -> None:
         """The policy failed, or must not go on: the default holds until the pause is over, twice as long each time."""
-        if not self.why and now - self._since > 10 * self._pause_s:  # it went well for long
-            self._pause_s = _FIRST_PAUSE_S
+        first_s = _PAUSE_LATE_S if reason == "late" else _PAUSE_S
+        pause_s = min(first_s * 2**self._failures, _LONGEST_PAUSE_S)
+        if not self.why and now - self._since > 10 * pause_s:  # it went well for long
+            self._failures, pause_s = 0, first_s
+        self._failures = min(self._failures + 1, 20)
         self.reason, self.why = reason, why
-        self._since, self._until = now, now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._since, self._until = now, now + pause_s
 
     def is_pausing(self, now: float) -> bool:
         """Whether the default holds. The policy acts again once this is False."""

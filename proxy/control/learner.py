@@ -3,6 +3,7 @@
 Nothing here is kept for long: a minute, and of that at most the newest few hundred requests of a workflow.
 """
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -110,7 +111,7 @@ class Learner:
 
     def arrived(self, request: str, run: str, workflow: str, opened: float, quiet_s: float, now: float) -> None:
         """A request came; its run was `opened` then, and is over when nothing of it was here for `quiet_s`."""
-        self._of(workflow).arrivals.append(now)
+        self._of(workflow).arrivals.append(now)  # in order of time, as everything here is told
         known = self._runs.get(run)
         if known is None:
             known = self._runs[run] = _Run(workflow, opened, quiet_s)
@@ -223,8 +224,9 @@ class Learner:
             _add(of.alone_run_s, duration_s)
 
     def _rate(self, of: _Workflow, now: float) -> float:
+        arrivals = list(of.arrivals)
         for span_s in _RATE_S:
-            count = sum(1 for t in of.arrivals if t > now - span_s)
+            count = len(arrivals) - bisect_right(arrivals, now - span_s)
             if count >= _RATE_ARRIVALS or span_s == WINDOW_S:
                 return count / max(1.0, min(span_s, now - self._since))
         raise AssertionError("the last span is the window")
@@ -237,7 +239,7 @@ def p95(values: Sequence[float]) -> float | None:
 
 def _mean(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
-    return fmean(known) if known else None
+    return sum(known) / len(known) if known else None
 
 
 def _median(values: Sequence[float]) -> float | None:

@@ -6,6 +6,7 @@ when objectives are missed under it; after a pause it is asked again. In a dry r
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -110,7 +111,7 @@ class Control:
             seen: Mapping[str, DeviceSignals] = {n: DeviceSignals(power_w=w) for n, w in self._meter.power_w.items()}
         else:
             seen = await asyncio.to_thread(self.devices.look, self._meter.power_w)
-        signals = self.signals = self._senses.signals(now, self._lanes, self._config.workflows, seen)
+        signals = self.signals = await self._senses.signals(now, self._lanes, self._config.workflows, seen)
         self.devices.watch(now, seen, [name for lane in self._lanes if lane.gate.total for name in lane.engine.devices])
         acts = self.policy != DEFAULT and not self._config.policy.dry_run
         if acts and self.guard.look(signals.workflows, signals.engines, self._senses.learner, now):
@@ -147,8 +148,10 @@ class Control:
                 return None
             self._late.exception()  # looked at, so that asyncio does not complain; it is too late to matter
             self._late = None
-        deciding = asyncio.create_task(asyncio.to_thread(policy.decide, signals, self._state))
+        deciding = asyncio.create_task(asyncio.to_thread(_timed, policy, signals, self._state))
         done, _ = await asyncio.wait([deciding], timeout=DECIDE_S)
+        if not done:  # it may have answered while this loop was busy
+            done, _ = await asyncio.wait([deciding], timeout=DECIDE_S / 4)
         if policy is not self._policy:
             deciding.add_done_callback(asyncio.Task.exception)
             return None
@@ -157,7 +160,10 @@ class Control:
             self.guard.failed("late", f"it took longer than {DECIDE_S:g} s", clock.now())
             return None
         try:
-            decision, state = deciding.result()
+            (decision, state), took_s = deciding.result()
+            if took_s > DECIDE_S:
+                self.guard.failed("late", f"it took {took_s:.2g} s, longer than {DECIDE_S:g} s", clock.now())
+                return None
             if problem := fault(decision):
                 self.guard.failed("not_a_decision", problem, clock.now())
                 return None
@@ -228,3 +234,9 @@ class Control:
             waited_s=sum(spread.total for spread in waits),
             output_tokens=sum(n for key, n in metrics.tokens_by_kind.totals.items() if key[-1] == "output"),
         )
+
+
+def _timed(policy: Policy, signals: Signals, state: Any) -> tuple[Any, float]:
+    """What it answers, and the seconds that it took."""
+    began = time.monotonic()
+    return policy.decide(signals, state), time.monotonic() - began

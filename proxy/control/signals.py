@@ -1,5 +1,6 @@
 """What the gateway knows, in the words of a policy."""
 
+import asyncio
 from collections.abc import Iterable, Mapping
 
 from policies.interface import DeviceSignals, EngineSignals, Prices, QueueSignals, Signals, WorkflowSignals
@@ -24,27 +25,23 @@ class Senses:
         self.learner, self.sharing = learner, sharing
         self._recent: dict[tuple[str, ...], Recent] = {}
 
-    def signals(
+    async def signals(
         self,
         now: float,
         lanes: Iterable[Lane],
         workflows: Mapping[str, Workflow],
         devices: Mapping[str, DeviceSignals],
     ) -> Signals:
-        """The signals at `now`; `workflows` are the configured ones."""
+        """The signals at `now`; `workflows` are the configured ones. Others get their turn between two of them."""
         self.learner.tick(now)
         engines = {lane.name: self._engine(lane, now) for lane in lanes}
         prices = next((engine.prices for engine in engines.values() if engine.prices), None)
         itl_p95_s = self._itl_p95_s(now)
-        return Signals(
-            now=now,
-            workflows={
-                name: self._workflow(name, workflows.get(name, _UNKNOWN), now, prices, itl_p95_s.get(name))
-                for name in dict.fromkeys([*workflows, *self.learner.workflows()])
-            },
-            engines=engines,
-            devices=devices,
-        )
+        seen: dict[str, WorkflowSignals] = {}
+        for name in dict.fromkeys([*workflows, *self.learner.workflows()]):
+            seen[name] = self._workflow(name, workflows.get(name, _UNKNOWN), now, prices, itl_p95_s.get(name))
+            await asyncio.sleep(0)  # a busy workflow takes 0.2 ms, and streams do not wait for all of them
+        return Signals(now, seen, engines, devices)
 
     def _workflow(
         self, name: str, known: Workflow, now: float, prices: Prices | None, itl_p95_s: float | None
