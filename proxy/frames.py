@@ -117,7 +117,7 @@ class Frames:
         self._last = frame
         if _carries_output(frame):
             self.content += 1
-        elif b'"error"' in frame[at : at + 24]:
+        elif b'"error"' in frame[at : at + 24] or b"response.failed" in frame[: at + 40]:
             self.error = frame[at + 5 :].strip()
         return frame
 

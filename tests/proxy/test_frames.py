@@ -251,6 +251,16 @@ def test_an_error_later_on_is_seen_too() -> None:
     assert frames.error == b'{"error": {"message": "broke"}}'
 
 
+@pytest.mark.parametrize("named", [b"event: response.failed\n", b""])
+def test_a_response_that_failed_is_an_error_too(named: bytes) -> None:
+    frames = Frames()
+    failed = b'{"type":"response.failed","response":{"error":{"code":"server_error"},"usage":null}}'
+    frames.feed(b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n')
+    assert frames.error is None
+    frames.feed(named + b"data: " + failed + b"\n\n")
+    assert frames.error == failed
+
+
 def test_a_word_in_an_answer_is_no_error() -> None:
     frames = Frames()
     frames.feed(chat({"content": '{"error": 1}'}))
