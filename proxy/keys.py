@@ -3,7 +3,7 @@
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from proxy.budget import Terms
 from proxy.config import Admin, ConfigError, Key
@@ -49,6 +49,14 @@ class Keys:
             if digest == self._admin or digest in self._callers:
                 raise ConfigError(f"{key.whose} is somebody else's too: give each its own")
             self._callers[digest] = _caller(key)
+
+    def carry_on(self, before: "Keys") -> None:
+        """Let each key have used already what it had used of its allowance in an earlier configuration."""
+        for digest, caller in self._callers.items():
+            was = before._callers.get(digest)
+            if was is not None and was.quota is not None and caller.quota is not None:
+                was.quota.change(caller.quota)
+                self._callers[digest] = replace(caller, quota=was.quota)
 
     def __bool__(self) -> bool:
         return bool(self._callers)
