@@ -274,6 +274,10 @@ def test_a_word_in_an_answer_is_no_error() -> None:
         (chat({"content": "x"}, "length"), True),
         (chat({"content": "x"}), False),
         (chat({"content": "x"}) + DONE, True),
+        (b'event: response.in_progress\ndata: {"type":"response.in_progress","response":{}}\n\n', False),
+        (b'event: response.output_text.done\ndata: {"type":"response.output_text.done","text":"a"}\n\n', False),
+        (b'event: response.completed\ndata: {"type":"response.completed","response":{"usage":null}}\n\n', True),
+        (b'data: {"type": "response.incomplete", "response": {"usage": {"input_tokens": 1}}}\n\n', True),
         (b"", False),
     ],
 )
