@@ -123,7 +123,7 @@ class Frames:
 
     @property
     def complete(self) -> bool:
-        """Whether the answer came to its end: with `[DONE]`, or at least with a reason to finish or a whole response."""
+        """Whether the answer came to its end: with `[DONE]`, a reason to finish, or a whole response."""
         return self.done or _FINISHED.search(self._last) is not None
 
     def _usage_frame(self, frame: bytes, at: int) -> bytes:
