@@ -21,7 +21,7 @@ serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 
 test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
 	$(MAKE) lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-emulated: $(VENV)/.dev tools  ## the gateway's end-to-end tests with the emulated engine in the scripted one's place
 	E2E_ENGINE=emulated $(BIN)/python -m pytest -q tests/e2e
