@@ -255,7 +255,8 @@ class _Exchange:
         except Refusal:
             extra.append((_BUDGET_LEFT, b"0"))
             raise
-        extra.append((_BUDGET_LEFT, b"%.3f" % (left_uj / 1e6)))
+        if left_uj is not None:
+            extra.append((_BUDGET_LEFT, b"%.3f" % (left_uj / 1e6)))
 
     def _candidates(self, model: str | None, trait: Trait) -> list[Lane]:
         try:
