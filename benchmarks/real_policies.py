@@ -226,7 +226,7 @@ async def ready(session: aiohttp.ClientSession) -> None:
 
 
 def nvml_counter() -> Callable[[], float]:
-    import pynvml  # noqa: PLC0415 - only where there is a GPU
+    import pynvml
 
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
