@@ -14,11 +14,18 @@ itself near saturation.
 
 One that joins x seconds after the last puts off the next batch by 1/Λ, and keeps the engine busy for x: it pays where
 x < S/n, its fair share of a batch of its own. `EAGER` of S is put on top: in simulations over 0.5-3 s of patience it
-cost less than a fiftieth of the saving, if anything, and took up to a tenth off the latency.
+cost less than a fiftieth of the saving, if anything, and took up to a tenth off the latency. Where runs are chains of
+calls, a batch comes back as a batch: the calls that wait for it arrive together, the engine rests for W in every S + W
+seconds, and f1 is taken to be halfway to that; what is let in late comes back late, so that the part of S stays within
+`CHAIN_JOIN`.
+
+The whole of a batch's prompts is computed before the first token of its last: with ρ = Σ λ·c, where c is the time of a
+prompt, W is at most what leaves the objectives room for W·ρ + c, which delays the first token, and once in a request
+also the next ones.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, inf
 from typing import Annotated, Any
 
@@ -27,6 +34,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from policies.interface import Decision, EngineSignals, Prices, Release, Signals, WorkflowSignals
 
 EAGER = 0.15
+CHAIN = 1.5  # calls in a row
+MOST_JOIN = 0.8  # of the time that a request is expected to take
+CHAIN_JOIN = 0.3, 0.5  # at least and at most, in chains
+ROOM = 0.95  # of an objective may be used up: the means that are known are exceeded now and then
+CROWDED = 1.5  # a step of many takes so much longer than one of few
 LEAST_HOLD_S = 0.05
 KV_FULL = 0.9
 MOST_SHARED = 0.99
@@ -34,12 +46,14 @@ MOST_SHARED = 0.99
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A workflow's requests at one engine: how many a second, how long in flight, how long they may be held."""
+    """A workflow's requests at one engine: how many a second, how long in flight, how many of a run in a row."""
 
     name: str
     rate: float
     served_s: float
-    hold_s: float
+    depth: float
+    hold_s: float  # how long they may be held
+    prompt_s: float  # of computing a prompt
     tokens_w: float  # watts that its tokens cost, in company or not
 
 
@@ -48,7 +62,7 @@ class Gathering:
     """What comes of holding: requests in a batch, and the engine's watts with it and without."""
 
     together: float
-    join: float  # part of the time that one is served, by which it may keep the engine busy for longer
+    join: float  # the part of its own time by which one may keep the engine busy for longer
     saved_w: float
     default_w: float
 
@@ -73,6 +87,8 @@ class Company(BaseModel):
             return Decision(reason=f"nothing is held: {why}"), False
         assert prices is not None
         streams = [stream_of(name, one, len(engines), prices) for name, one in known.items()]
+        most_s = {name: most_hold_s(one, streams, prices) for name, one in known.items()}
+        streams = [replace(stream, hold_s=most_s[stream.name]) for stream in streams]
         patient = [stream for stream in streams if stream.hold_s >= LEAST_HOLD_S]
         if not patient:
             return Decision(reason="nothing is held: no objective leaves time for it"), False
@@ -80,13 +96,13 @@ class Company(BaseModel):
         if found.part < (self.worth / 2 if state else self.worth):
             return Decision(reason=f"nothing is held: it would save {found.part:.1%} of the engines' energy"), False
         release = {
-            stream.name: Release(stream.hold_s, stream.served_s * found.join, _group(known[stream.name]))
+            stream.name: Release(stream.hold_s, group=_group(known[stream.name]), join_part=found.join)
             for stream in patient
         }
         reason = f"held for company: {found.together:.1f} requests together save about {found.part:.0%}"
         reasons = {
             f"release/{name}": f"held for {rule.hold_s:.2g} s at most; joins what is in flight where that keeps the"
-            f" engine busy for no more than {rule.join_s:.2g} s longer"
+            f" engine busy for no more than {rule.join_part:.0%} of the time that it takes itself"
             for name, rule in release.items()
         }
         return Decision(release=release, reason=reason, reasons=reasons), True
@@ -97,17 +113,28 @@ def stream_of(name: str, one: WorkflowSignals, engines: int, prices: Prices) -> 
     shared = min(one.sharing or 0.0, MOST_SHARED)
     context = output * (prompt / (1 - shared) + output / 2)  # what was found in the cache is read all the same
     tokens_j = prices.prompt_j * prompt + prices.output_j * output + prices.context_j * context
-    return Stream(name, rate, one.served_s or 0.0, most_hold_s(one), rate * tokens_j)
+    patience_s = one.objective.patience_s
+    return Stream(
+        name, rate, one.served_s or 0.0, one.depth or 1.0, patience_s, prices.prompt_s * prompt, rate * tokens_j
+    )
 
 
-def most_hold_s(one: WorkflowSignals) -> float:
-    """Patience, and of the objective for the first token what the engine leaves of it.
+def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices) -> float:
+    """Patience, as far as the objectives for tokens leave time when all streams that have patience come in batches.
 
     (The objective for a run is kept ticket by ticket: the gate holds none for longer than its run can spare.)
     """
-    hold_s, most_s = one.objective.patience_s, one.objective.ttft_p95_s
-    if most_s is not None and one.ttft_p95_s is not None:
-        hold_s = min(hold_s, most_s - max(0.0, one.ttft_p95_s - (one.wait_p95_s or 0.0)))
+    hold_s, asked = one.objective.patience_s, one.objective
+    batched = [stream for stream in streams if stream.hold_s > 0]
+    part = sum(stream.rate * stream.prompt_s for stream in batched)
+    least_s = max((stream.prompt_s for stream in batched), default=0.0)
+    if asked.ttft_p95_s is not None:
+        beyond_s = max(0.0, (one.ttft_p95_s or 0.0) - (one.wait_p95_s or 0.0))  # what the engine takes for it now
+        most_s = ROOM * asked.ttft_p95_s
+        hold_s = min(hold_s, most_s - beyond_s, (most_s - least_s) / (1 + part))
+    if asked.itl_p95_s is not None and one.output_tokens and part:
+        spare_s = (ROOM * asked.itl_p95_s - CROWDED * prices.step_s) * one.output_tokens
+        hold_s = min(hold_s, (spare_s - least_s) / part)
     return max(0.0, hold_s)
 
 
@@ -116,19 +143,23 @@ def gather(patient: Iterable[Stream], others: Iterable[Stream], prices: Prices) 
     patient, others = sorted(patient, key=lambda stream: stream.hold_s), list(others)
     rate = sum(stream.rate for stream in patient)
     served_s = sum(stream.rate * stream.served_s for stream in patient) / rate
+    depth = rate / sum(stream.rate / stream.depth for stream in patient)
     every_s, arriving = inf, 0.0  # the first that is due takes all with it
     for stream in patient:
         arriving += stream.rate
         every_s = min(every_s, stream.hold_s + 1 / arriving)
     together = max(1.0, rate * every_s)
-    join = 1 / together + EAGER
+    least, most = CHAIN_JOIN if depth > CHAIN else (0.0, MOST_JOIN)
+    join = min(most, max(least, 1 / together + EAGER))
     left = exp(-sum(stream.rate * stream.served_s for stream in others))
     busy = left * (1 - exp(-rate * served_s))
-    held = left * _held(rate, served_s, every_s, join * served_s)
+    held = _held(rate, served_s, every_s, join * served_s)
+    if depth > CHAIN:
+        held = min(held, (held + served_s / (served_s + patient[0].hold_s)) / 2)
     rest_w = prices.rest_w or 0.0
     working_w = max(0.0, prices.step_j / prices.step_s - rest_w)
     default_w = rest_w + (1 - left + busy) * working_w + sum(stream.tokens_w for stream in (*patient, *others))
-    return Gathering(together, join, (busy - held) * working_w, default_w)
+    return Gathering(together, join, (busy - left * held) * working_w, default_w)
 
 
 def _held(rate: float, served_s: float, every_s: float, join_s: float) -> float:

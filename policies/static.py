@@ -21,6 +21,7 @@ class Hold(BaseModel):
 
     hold_s: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     join_s: Seconds = 0.0
+    join_part: Annotated[float, Field(ge=0)] = 0.0
     group: Literal["", "step", "prefix"] = ""
 
 
@@ -46,7 +47,10 @@ class Static(BaseModel):
         return Decision(
             in_flight=self.in_flight,
             engine_in_flight=self.engine_in_flight,
-            release={name: Release(hold.hold_s, hold.join_s, hold.group) for name, hold in self.release.items()},
+            release={
+                name: Release(hold.hold_s, hold.join_s, hold.group, hold.join_part)
+                for name, hold in self.release.items()
+            },
             priority=self.priority,
             max_tokens=self.max_tokens,
             power_limit_w=self.power_limit_w,

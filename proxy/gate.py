@@ -180,9 +180,10 @@ class Gate:
         """Whether a request of this kind, going now, would keep the engine busy for hardly longer than expected."""
         if not self.total:
             return False
-        seconds = self.expected.seconds
+        seconds, rule = self.expected.seconds, self.release[kind[0]]
         ends = (next(reversed(going)).released_at + seconds(each) for each, going in self._running.items())
-        return now + seconds(kind) - max(ends, default=now) <= self.release[kind[0]].join_s
+        own_s = seconds(kind)
+        return now + own_s - max(ends, default=now) <= rule.join_s + rule.join_part * own_s
 
     def _go(self, now: float) -> list[Ticket]:
         """Dispatch what is ready, and those who are held and may join it, and again who may join these."""

@@ -26,7 +26,7 @@ def test_without_patience_nothing_is_held(signals: Make, search: Search, rate: f
 def test_who_can_wait_is_held_for_all_its_patience(signals: Make, search: Search, rate: float, together: float) -> None:
     rule = decide(signals(search=search(rate, 3.0))).release["search"]
     assert rule.hold_s == 3.0
-    assert rule.join_s == pytest.approx(0.8 * (1 / together + 0.15), rel=0.01)
+    assert rule.join_part == pytest.approx(1 / together + 0.15, rel=0.01)
 
 
 # What was saved on the H200 (`coalesce.csv`): of all joules, idle included.
@@ -59,8 +59,27 @@ def test_what_is_held_does_not_change_with_every_second(signals: Make, search: S
 def test_the_objective_for_the_first_token_bounds_what_is_held(signals: Make, search: Search) -> None:
     asked = Objective(patience_s=3.0, ttft_p95_s=2.0)
     seen = search(2.0, objective=asked, ttft_p95_s=1.8, wait_p95_s=1.4)
-    assert decide(signals(search=seen)).release["search"].hold_s == pytest.approx(1.6)
+    assert decide(signals(search=seen)).release["search"].hold_s == pytest.approx(0.95 * 2.0 - 0.4)
     assert not decide(signals(search=replace(seen, ttft_p95_s=2.5, wait_p95_s=0.4))).release
+
+
+def test_prompts_that_are_computed_together_delay_each_other(signals: Make, search: Search) -> None:
+    """30 a second of 1000 tokens keep the engine busy for 0.75 of each second that they are held."""
+    asked, tokens = Objective(patience_s=3.0, ttft_p95_s=3.0), 1000.0
+    long = search(30.0, served_s=0.3, objective=asked, prompt_tokens=tokens)
+    hold_s = decide(signals(long=long)).release["long"].hold_s
+    assert hold_s + 0.75 * hold_s + 0.025 == pytest.approx(0.95 * 3.0)
+    slow = replace(long, objective=Objective(patience_s=3.0, itl_p95_s=0.016))
+    hold_s = decide(signals(long=slow)).release["long"].hold_s
+    assert 1.5 * 0.0046 + (0.75 * hold_s + 0.025) / 150 == pytest.approx(0.95 * 0.016)
+
+
+def test_in_chains_no_less_and_no_more_than_so_much_joins(signals: Make, search: Search) -> None:
+    rates = {0.1: 0.5, 20.0: 0.3}
+    for rate, part in rates.items():
+        chain = search(rate, 3.0, depth=5.0)
+        assert decide(signals(search=chain)).release["search"].join_part == part
+        assert decide(signals(search=replace(chain, depth=1.0))).release["search"].join_part != part
 
 
 def test_tokens_that_come_too_slowly_and_a_full_cache_end_it(signals: Make, search: Search) -> None:
@@ -84,7 +103,7 @@ def test_the_first_that_is_due_takes_the_others_along(signals: Make, search: Sea
     alone = decide(signals(slow=search(2.0, 30.0))).release["slow"]
     beside = decide(signals(slow=search(2.0, 30.0), search=search(1.0, 3.0))).release
     assert beside["slow"].hold_s == 30.0 and beside["search"].hold_s == 3.0
-    assert beside["slow"].join_s > alone.join_s, "smaller batches: joining is a larger share of one of its own"
+    assert beside["slow"].join_part > alone.join_part, "smaller batches: joining is a larger share of one of its own"
 
 
 def test_on_two_engines_each_has_half_of_the_company(signals: Make, search: Search) -> None:

@@ -14,7 +14,7 @@ def test_a_decision_that_stays_is_one_entry() -> None:
     assert history.add(11.0, Standing.BACKED_OFF, Decision(), "it was late")
     first, second, third = (entry.shown() for entry in history.entries)
     assert (first["t"], first["last"], first["times"], first["reason"]) == (0.0, 9.0, 10, "9")
-    assert second["decision"] == {"release": {"search": {"hold_s": 1.0, "join_s": 0.5, "group": ""}}}
+    assert second["decision"] == {"release": {"search": {"hold_s": 1.0, "join_s": 0.5, "group": "", "join_part": 0.0}}}
     assert (third["standing"], third["why"]) == ("backed_off", "it was late")
     json.dumps([first, second, third])
 
