@@ -185,7 +185,7 @@ class Control:
         log.warning("policy %s does not hold for now: %s", self.policy, self.guard.why)
 
     async def _hold_default(self) -> None:
-        decision = Decision(reason=f"{self.policy} does not hold: {self.guard.why}")
+        decision = Decision(reason="nothing is held or limited meanwhile")
         self.history.add(clock.now(), self.standing, decision, self.guard.why)
         self._open(decision)
         if self.devices.applied:
