@@ -10,6 +10,11 @@ _COUNTS = ("in_flight", "engine_in_flight", "max_tokens", "priority")
 _NUMBERS = ("power_limit_w", "sm_clock_mhz")
 
 
+def is_any(decision: Decision) -> bool:
+    """Whether anything is decided: else it is the default."""
+    return any(getattr(decision, name) for name in (*_COUNTS, *_NUMBERS, "release"))
+
+
 def fault(decision: Any) -> str:
     """What is wrong with it, in a line; empty where nothing is."""
     if not isinstance(decision, Decision):

@@ -15,7 +15,7 @@ from policies.interface import Decision, DeviceSignals, Policy, Signals
 from proxy import clock
 from proxy.config import Config
 from proxy.control.arrivals import Arrivals
-from proxy.control.check import fault
+from proxy.control.check import fault, is_any
 from proxy.control.devices import Devices
 from proxy.control.guard import REASONS, Guard
 from proxy.control.history import History, Measured, Standing
@@ -116,8 +116,8 @@ class Control:
             seen = await asyncio.to_thread(self.devices.look, dict(self._meter.power_w), now)
         signals = self.signals = await self._senses.signals(now, self._lanes, self._config.workflows, seen)
         self.devices.watch(now, seen, [name for lane in self._lanes if lane.gate.total for name in lane.engine.devices])
-        acts = self.policy != DEFAULT and not self._config.policy.dry_run
-        if acts and self.guard.look(signals.workflows, signals.engines, self._senses.learner, now):
+        acts = is_any(self.decision)
+        if self.guard.look(signals.workflows, signals.engines, self._senses.learner, acts, now):
             self._set_back()
         if self.guard.is_pausing(now):
             await self._hold_default()
@@ -187,6 +187,7 @@ class Control:
     async def _hold_default(self) -> None:
         decision = Decision(reason="nothing is held or limited meanwhile")
         self.history.add(clock.now(), self.standing, decision, self.guard.why)
+        self.worth = None
         self._open(decision)
         if self.devices.applied:
             await asyncio.to_thread(self.devices.set_back)

@@ -303,7 +303,7 @@ async def test_another_policy_begins_with_a_clean_slate(stage: Callable[..., Sta
 async def test_an_objective_missed_under_the_policy_brings_the_default_back(stage: Callable[..., Stage]) -> None:
     here = stage(says(TABLE), policy={"dwell": 3600}, workflows={"search": {"slo": {"ttft_p95": 1.0}}})
     learner = here.control._senses.learner
-    await here.control.step()
+    await here.steps(2)
     for n in range(5):
         t = here.clock.t
         learner.arrived(f"q{n}", f"r{n}", "search", t, 60, t)
