@@ -3,6 +3,8 @@ from math import inf
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from policies.interface import Decision, DeviceSignals, EngineSignals, QueueSignals, Release, Signals, WorkflowSignals
 from proxy.api.policy import PolicyReport
 from proxy.control.actuator import Applied, Effect
@@ -52,7 +54,7 @@ def test_everything_is_told_and_fits_the_api() -> None:
     assert (rule["hold_s"], rule["join_s"]) == (3.0, None)
     assert (told["reason"], told["reasons"], told["why"]) == ("company", {"release/search": "it pays"}, None)
     assert [entry["t"] for entry in told["history"]] == [95.0, 90.0]
-    assert told["groups"] == {"count": 1, "mean_size": 2.0, "largest": 2, "mean_wait_s": 1.0005}
+    assert told["groups"] == {"count": 1, "mean_size": 2.0, "largest": 2, "mean_wait_s": pytest.approx(1.0005)}
     assert told["setbacks"] == {"company: objective": 2}
     assert told["measured"]["company"]["joules_per_request"] == 1.25
 
