@@ -3,8 +3,9 @@
     python benchmarks/real_policies.py http://127.0.0.1:8000 MODEL OUT_DIR --parts main,front,pair [--repeats 0,1,2]
 
 A running vLLM on GPU 0, the gateway before it; the gate alone acts and no setting of the GPU is touched. Search
-requests (3000 shared prompt tokens, 40 of their own, 150 out) arrive as a Poisson process, the same arrivals for each
-rule; a trial's energy is that of `TRIAL_S` seconds, idle included. The rules take turns within each repeat. `main` is
+requests (3000 shared prompt tokens, 40 of their own, 150 out) arrive as a Poisson process of which the number is given,
+the same arrivals for each rule; a trial's energy is that of its whole time, idle included. The rules take turns within
+each repeat. `main` is
 the default, a 3 s window and `company` at 3 s; `front` other windows and patience; `pair` a patient workflow beside an
 impatient one. Every trial is a line in `trials.jsonl`, so that several calls add up; `policy.jsonl` is what the policy
 said. Rehearse it on an emulated host: `joulegate emulate --gpu h200 --model llama-2-7b`, and `--zeusd 127.0.0.1:4938`.
@@ -27,7 +28,8 @@ import aiohttp
 import yaml
 
 PORT = 8899
-ARRIVALS_S, TRIAL_S = 15.5, 20.0
+TRIAL_S = {0.7: 30.0, 2.0: 20.0, 6.0: 14.0, 1.5: 20.0}  # by rate
+REST_S = 4.5  # of it without arrivals, so that all are served
 RATES = (0.7, 2.0, 6.0)
 PAIR_RATE = 1.5
 HEAD = [random.Random(5).randrange(100, 30000) for _ in range(3000)]
@@ -72,6 +74,10 @@ class Trial:
     rule: Rule
     rates: dict[str, float]
 
+    @property
+    def seconds(self) -> float:
+        return TRIAL_S[self.rates["search"]]
+
 
 def trials(parts: list[str], repeats: list[int]) -> Iterator[Trial]:
     """Rules in turn, in another order each time."""
@@ -92,12 +98,11 @@ def trials(parts: list[str], repeats: list[int]) -> Iterator[Trial]:
 def arrivals(trial: Trial) -> list[tuple[float, str, list[int]]]:
     """When which workflow sends which tokens of its own: the same for every rule."""
     found: list[tuple[float, str, list[int]]] = []
+    until = trial.seconds - REST_S
     for workflow, rate in trial.rates.items():
         rng = random.Random(f"{workflow} {rate} {trial.repeat}")
-        at = rng.expovariate(rate)
-        while at < ARRIVALS_S:
-            found.append((at, workflow, [rng.randrange(100, 30000) for _ in range(40)]))
-            at += rng.expovariate(rate)
+        for _ in range(round(rate * until)):
+            found.append((rng.uniform(0, until), workflow, [rng.randrange(100, 30000) for _ in range(40)]))
     return sorted(found)
 
 
@@ -147,7 +152,7 @@ class Bench:
 
         await asyncio.gather(*(one(*arrival) for arrival in arrivals(trial)))
         drained_s = time.perf_counter() - began
-        await asyncio.sleep(max(0.0, TRIAL_S - drained_s))
+        await asyncio.sleep(max(0.0, trial.seconds - drained_s))
         seconds, joules = time.perf_counter() - began, self.counter_j() - before_j
         requests = sum(map(len, latency_s.values()))
         return {
@@ -192,7 +197,7 @@ async def measure(options: argparse.Namespace) -> None:
             await asyncio.gather(*(bench.ask("search", [200 + n] * 40) for n in range(4)))
             with (out / "trials.jsonl").open("a") as lines, (out / "policy.jsonl").open("a") as said:
                 for trial in trials(options.parts, options.repeats):
-                    if time.monotonic() + TRIAL_S > ends:
+                    if time.monotonic() + trial.seconds > ends:
                         print("out of time before", trial, flush=True)
                         break
                     row = await bench.trial(trial)

@@ -19,14 +19,14 @@ calls, a batch comes back as a batch: the calls that wait for it arrive together
 seconds, and f1 is taken to be halfway to that; what is let in late comes back late, so that the part of S stays within
 `CHAIN_JOIN`.
 
-The whole of a batch's prompts is computed before the first token of its last: with ρ = Σ λ·c, where c is the time of a
-prompt, W is at most what leaves the objectives room for W·ρ + c, which delays the first token, and once in a request
-also the next ones.
+The prompts of a batch are computed one after the other: that delays the first token of the last by their time c each,
+and interrupts the answers of the first. W is at most what leaves the objectives room for that: n, of chains n + Λ·S
+since they come back together, and twice the root of it more, as chance may have it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import exp, inf
+from math import exp, inf, sqrt
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,7 +36,7 @@ from policies.interface import Decision, EngineSignals, Prices, Release, Signals
 EAGER = 0.15
 CHAIN = 1.5  # calls in a row
 MOST_JOIN = 0.8  # of the time that a request is expected to take
-CHAIN_JOIN = 0.3, 0.5  # at least and at most, in chains
+CHAIN_JOIN = 0.5, 0.32  # in chains, of an engine that is never busy, and of one that always is
 ROOM = 0.95  # of an objective may be used up: the means that are known are exceeded now and then
 CROWDED = 1.5  # a step of many takes so much longer than one of few
 LEAST_HOLD_S = 0.05
@@ -124,18 +124,34 @@ def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices)
 
     (The objective for a run is kept ticket by ticket: the gate holds none for longer than its run can spare.)
     """
-    hold_s, asked = one.objective.patience_s, one.objective
+    asked = one.objective
     batched = [stream for stream in streams if stream.hold_s > 0]
-    part = sum(stream.rate * stream.prompt_s for stream in batched)
-    least_s = max((stream.prompt_s for stream in batched), default=0.0)
-    if asked.ttft_p95_s is not None:
-        beyond_s = max(0.0, (one.ttft_p95_s or 0.0) - (one.wait_p95_s or 0.0))  # what the engine takes for it now
-        most_s = ROOM * asked.ttft_p95_s
-        hold_s = min(hold_s, most_s - beyond_s, (most_s - least_s) / (1 + part))
-    if asked.itl_p95_s is not None and one.output_tokens and part:
-        spare_s = (ROOM * asked.itl_p95_s - CROWDED * prices.step_s) * one.output_tokens
-        hold_s = min(hold_s, (spare_s - least_s) / part)
-    return max(0.0, hold_s)
+    rate = sum(stream.rate for stream in batched)
+    prompt_s = sum(stream.rate * stream.prompt_s for stream in batched) / rate if rate else 0.0
+    returning = sum(stream.rate * stream.served_s for stream in batched if stream.depth > CHAIN)
+    engine_s = max(0.0, (one.ttft_p95_s or 0.0) - (one.wait_p95_s or 0.0))  # what it takes for a first token now
+
+    def fits(hold_s: float) -> bool:
+        together = 1 + rate * hold_s + returning
+        prompts_s = (together + 2 * sqrt(together)) * prompt_s
+        if asked.ttft_p95_s is not None and hold_s + max(prompts_s, engine_s) > ROOM * asked.ttft_p95_s:
+            return False
+        if asked.itl_p95_s is None or not one.output_tokens:
+            return True
+        return CROWDED * prices.step_s + prompts_s / one.output_tokens <= ROOM * asked.itl_p95_s
+
+    return _largest(fits, asked.patience_s)
+
+
+def _largest(fits: Callable[[float], bool], most: float) -> float:
+    """The largest value up to `most` that fits, where all below one that fits do; 0 where none does."""
+    if fits(most):
+        return most
+    least = 0.0
+    for _ in range(20):
+        middle = (least + most) / 2
+        least, most = (middle, most) if fits(middle) else (least, middle)
+    return least
 
 
 def gather(patient: Iterable[Stream], others: Iterable[Stream], prices: Prices) -> Gathering:
@@ -149,10 +165,11 @@ def gather(patient: Iterable[Stream], others: Iterable[Stream], prices: Prices) 
         arriving += stream.rate
         every_s = min(every_s, stream.hold_s + 1 / arriving)
     together = max(1.0, rate * every_s)
-    least, most = CHAIN_JOIN if depth > CHAIN else (0.0, MOST_JOIN)
-    join = min(most, max(least, 1 / together + EAGER))
+    join = min(MOST_JOIN, 1 / together + EAGER)
     left = exp(-sum(stream.rate * stream.served_s for stream in others))
     busy = left * (1 - exp(-rate * served_s))
+    if depth > CHAIN:
+        join = CHAIN_JOIN[0] + (CHAIN_JOIN[1] - CHAIN_JOIN[0]) * busy
     held = _held(rate, served_s, every_s, join * served_s)
     if depth > CHAIN:
         held = min(held, (held + served_s / (served_s + patient[0].hold_s)) / 2)
