@@ -1,5 +1,6 @@
 """What a policy knows of the GPUs and does to them: power limits, SM clocks, and whether a cap binds."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -10,6 +11,7 @@ from proxy.control.knobs import SM_CLOCK, KnobError, Knobs
 from proxy.control.watchdog import Watchdog
 
 T = TypeVar("T")
+logger = logging.getLogger("joulegate.control")
 
 _ASK_AGAIN_S = 10.0
 _NOT_ALLOWED = "SM clocks can be reset but not set back: allow that with policy.allow_clocks"
@@ -76,7 +78,10 @@ class Devices:
         caps = {one.device: one.wanted for one in self.applied if one.quantity is not SM_CLOCK and one.in_force}
         for name, device in seen.items():
             binding = self._bindings.setdefault(name, Binding())
+            before = binding.note
             binding.look(now, caps.get(name), device, name in working)
+            if binding.note and not before:
+                logger.warning("%s: %s", name, binding.note)
 
     @property
     def notes(self) -> dict[str, str]:

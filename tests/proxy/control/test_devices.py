@@ -124,3 +124,16 @@ def test_the_watchdog_comes_with_the_first_write_and_leaves_with_the_last(nvml_h
 def test_a_watchdog_that_is_told_nothing_ends() -> None:
     done = subprocess.run([sys.executable, "-m", "proxy.control.watchdog"], stdin=subprocess.DEVNULL, timeout=30)
     assert done.returncode == 0
+
+
+def test_a_cap_that_never_binds_is_said_once(nvml_here: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nvml_here.set_power_w(0, 250)
+    gpus = devices(tmp_path)
+    gpus.apply(Decision(power_limit_w={GPU: 400.0}), 0.0)
+    for now in range(100):
+        gpus.watch(float(now), gpus.look({GPU: 250.0}, float(now)), [GPU])
+    assert gpus.notes == {GPU: "the cap of 400 W has not held it once in 99 s of work"}
+    assert [record.getMessage() for record in caplog.records if "has not held" in record.getMessage()] == [
+        f"{GPU}: the cap of 400 W has not held it once in 60 s of work"
+    ]
+    gpus.restore()
