@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from proxy.config import ConfigError
@@ -71,7 +72,7 @@ def _measured(measured: Mapping[str, Mapping[str, Any]]) -> Table:
     for policy, one in measured.items():
         figures = (one["joules_per_request"], one["joules_per_output_token"], one["mean_wait_s"])
         shown = ("-" if figure is None else f"{figure:.3g}" for figure in figures)
-        table.add_row(policy, f"{one['seconds']:.0f}", str(one["requests"]), str(one["requests_held"]), *shown)
+        table.add_row(escape(policy), f"{one['seconds']:.0f}", str(one["requests"]), str(one["requests_held"]), *shown)
     return table
 
 
@@ -83,5 +84,5 @@ def _history(entries: Iterable[Mapping[str, Any]]) -> Table:
         since = time.strftime("%H:%M:%S", time.localtime(entry["t"]))
         worth = entry["preview"]
         saved = "-" if worth is None else f"{worth['saved_w']:.2g} ({worth['low_w']:.2g} to {worth['high_w']:.2g})"
-        table.add_row(since, entry["standing"].replace("_", " "), entry["why"] or entry["reason"], saved)
+        table.add_row(since, entry["standing"].replace("_", " "), escape(entry["why"] or entry["reason"]), saved)
     return table

@@ -101,15 +101,20 @@ class Actuator:
                 self._say(result)
             return results
 
-    def restore(self) -> list[Applied]:
-        """Set every device back to what was found, whatever the dwell time, and let go of the file."""
+    def set_back(self) -> list[Applied]:
+        """Set every device back to what was found, whatever the dwell time."""
         with self._mutex:
-            self._over = True
             results = [self._back(device, None) for device in list(self._found)]
             for result in results:
                 self._say(result)
-            self._file.release()
             return results
+
+    def restore(self) -> list[Applied]:
+        """Set every device back, let go of the file, and set nothing any more."""
+        self._over = True
+        results = self.set_back()
+        self._file.release()
+        return results
 
     def _apply(self, device: str, value: float, now: float) -> Applied:
         knob = self._knobs.get(device)

@@ -10,6 +10,11 @@ _COUNTS = ("in_flight", "engine_in_flight", "max_tokens", "priority")
 _NUMBERS = ("power_limit_w", "sm_clock_mhz")
 
 
+def is_any(decision: Decision) -> bool:
+    """Whether anything is decided: else it is the default."""
+    return any(getattr(decision, name) for name in (*_COUNTS, *_NUMBERS, "release"))
+
+
 def fault(decision: Any) -> str:
     """What is wrong with it, in a line; empty where nothing is."""
     if not isinstance(decision, Decision):
@@ -34,5 +39,5 @@ def _faults(decision: Decision) -> Iterator[str]:
     for key, rule in decision.release.items():
         if not isinstance(rule, Release):
             yield f"release.{key} is {rule!r}, not a Release"
-        elif not (rule.hold_s >= 0 and rule.join_s >= 0 and isfinite(rule.hold_s)):
-            yield f"release.{key} holds {rule.hold_s!r} s and joins {rule.join_s!r} s: both must be 0 or more"
+        elif not (isfinite(rule.hold_s) and min(rule.hold_s, rule.join_s, rule.join_part) >= 0):
+            yield f"release.{key} is {rule!r}: its times and its part must be 0 or more, the hold finite"

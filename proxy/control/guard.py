@@ -61,8 +61,9 @@ class Guard:
     """Tells when the default takes a policy's place, and why. Times are passed in, in Unix seconds."""
 
     def __init__(self) -> None:
+        self._acting = False
         self._since = -inf  # when the policy, or the default in its place, began to hold
-        self._until = -inf
+        self._until = -inf  # the end of the last pause
         self._failures = 0
         self._parts: dict[tuple[str, str], float] = {}  # late without the policy, by workflow and kind
         self.why = ""  # of the pause that lasts, empty without one
@@ -72,16 +73,16 @@ class Guard:
         """The policy failed, or must not go on: the default holds until the pause is over, twice as long each time."""
         first_s = _PAUSE_LATE_S if reason == "late" else _PAUSE_S
         pause_s = min(first_s * 2**self._failures, _LONGEST_PAUSE_S)
-        if not self.why and now - self._since > 10 * pause_s:  # it went well for long
+        if now - self._until > 10 * pause_s:  # it went well for long
             self._failures, pause_s = 0, first_s
         self._failures = min(self._failures + 1, 20)
         self.reason, self.why = reason, why
-        self._since, self._until = now, now + pause_s
+        self._acting, self._since, self._until = False, now, now + pause_s
 
     def is_pausing(self, now: float) -> bool:
         """Whether the default holds. The policy acts again once this is False."""
         if self.why and now >= self._until:
-            self.why, self._since = "", now
+            self.why = ""
         return bool(self.why)
 
     def look(
@@ -89,17 +90,21 @@ class Guard:
         workflows: Mapping[str, WorkflowSignals],
         engines: Mapping[str, EngineSignals],
         learner: Learner,
+        acts: bool,
         now: float,
     ) -> bool:
         """Compare with the objectives; True when the policy has just been stopped because of them.
 
-        What the default misses just as often is not the policy's doing.
+        `acts` is whether what the policy decided differs from the default. What the default misses just as often is not
+        the policy's doing.
         """
-        pausing = self.is_pausing(now)
+        acts = acts and not self.is_pausing(now)
+        if acts != self._acting:
+            self._acting, self._since = acts, now
         since = max(self._since, now - _LOOK_BACK_S)
         for name, signals in workflows.items():
             for kind, late in missed(signals.objective, learner, name, engines.values(), since).items():
-                if pausing:
+                if not acts:
                     self._parts[name, kind] = late.late / late.of if late.is_missed() else 0.0
                 elif late.is_missed(max(LATE_PART, self._parts.get((name, kind), 0.0))):
                     self.failed("objective", f"{name} misses its {kind}: {late.late} of {late.of} are late", now)

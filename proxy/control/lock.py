@@ -64,7 +64,9 @@ def _opened(path: Path) -> int:
     try:
         return os.open(path, os.O_RDWR | flags)
     except FileNotFoundError:
-        return os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | flags, 0o666)
+        os.fchmod(lock, 0o666)  # whatever the umask: another user's gateway is to see it held
+        return lock
 
 
 def _is_at(lock: int, path: Path) -> bool:

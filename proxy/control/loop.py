@@ -15,11 +15,11 @@ from policies.interface import Decision, DeviceSignals, Policy, Signals
 from proxy import clock
 from proxy.config import Config
 from proxy.control.arrivals import Arrivals
-from proxy.control.check import fault
+from proxy.control.check import fault, is_any
 from proxy.control.devices import Devices
 from proxy.control.guard import REASONS, Guard
 from proxy.control.history import History, Measured, Standing
-from proxy.control.learner import Served
+from proxy.control.learner import Learner, Served
 from proxy.control.preview import Preview, preview
 from proxy.control.signals import Senses
 from proxy.energy.meter import Meter
@@ -94,9 +94,12 @@ class Control:
         self.devices.allow_clocks = config.policy.allow_clocks
         self.devices.dwell(config.policy.dwell)
         self._metrics.policy_born(config.policy.name, REASONS)
-        watches = config.policy.name != DEFAULT
-        self._book.watcher = self._arrivals if watches else None
-        self._forward.arrivals = self._arrivals if watches else None
+        if config.policy.name == DEFAULT:
+            self._book.watcher = self._forward.arrivals = None
+        elif self._book.watcher is None:  # what came while nobody watched would never be seen to end
+            self._senses.learner = Learner(clock.now())
+            self._arrivals = Arrivals(self._senses.learner, self._senses.sharing)
+            self._book.watcher = self._forward.arrivals = self._arrivals
 
     async def run_forever(self) -> None:
         while True:
@@ -110,11 +113,11 @@ class Control:
         if self.policy == DEFAULT:
             seen: Mapping[str, DeviceSignals] = {n: DeviceSignals(power_w=w) for n, w in self._meter.power_w.items()}
         else:
-            seen = await asyncio.to_thread(self.devices.look, self._meter.power_w)
+            seen = await asyncio.to_thread(self.devices.look, dict(self._meter.power_w), now)
         signals = self.signals = await self._senses.signals(now, self._lanes, self._config.workflows, seen)
         self.devices.watch(now, seen, [name for lane in self._lanes if lane.gate.total for name in lane.engine.devices])
-        acts = self.policy != DEFAULT and not self._config.policy.dry_run
-        if acts and self.guard.look(signals.workflows, signals.engines, self._senses.learner, now):
+        acts = is_any(self.decision)
+        if self.guard.look(signals.workflows, signals.engines, self._senses.learner, acts, now):
             self._set_back()
         if self.guard.is_pausing(now):
             await self._hold_default()
@@ -182,25 +185,31 @@ class Control:
         log.warning("policy %s does not hold for now: %s", self.policy, self.guard.why)
 
     async def _hold_default(self) -> None:
-        decision = Decision(reason=f"{self.policy} does not hold: {self.guard.why}")
+        decision = Decision(reason="nothing is held or limited meanwhile")
         self.history.add(clock.now(), self.standing, decision, self.guard.why)
-        await self._apply(decision, None)
+        self.worth = None
+        self._open(decision)
+        if self.devices.applied:
+            await asyncio.to_thread(self.devices.set_back)
+            self._tell_settings(clock.now())
 
-    async def _apply(self, decision: Decision, signals: Signals | None) -> None:
-        self.decision = decision
-        now = clock.now()
-        if signals is not None:
-            decision = self.decision = self._within_patience(decision, signals)
-            grouped = frozenset(name for name, rule in decision.release.items() if rule.group == "prefix")
-            self._arrivals.configure(signals, grouped)
+    async def _apply(self, decision: Decision, signals: Signals) -> None:
+        decision = self._within_patience(decision, signals)
+        grouped = frozenset(name for name, rule in decision.release.items() if rule.group == "prefix")
+        self._arrivals.configure(signals, grouped)
+        self._open(decision)
+        if decision.power_limit_w or decision.sm_clock_mhz or self.devices.applied:
+            await asyncio.to_thread(self.devices.apply, decision, clock.now())
+            self._tell_settings(clock.now())
+
+    def _open(self, decision: Decision) -> None:
+        """Let requests through as the decision says; those that may go now, go."""
+        self.decision, now = decision, clock.now()
         self._forward.max_tokens, self._forward.priority = decision.max_tokens, decision.priority
         for lane in self._lanes:
             limits = (self._config.limits.in_flight, decision.engine_in_flight.get(lane.name))
             limit = min((one for one in limits if one is not None), default=None)
             lane.wake(lane.gate.set_rules(limit, decision.in_flight, decision.release, now))
-        if decision.power_limit_w or decision.sm_clock_mhz or self.devices.applied:
-            await asyncio.to_thread(self.devices.apply, decision, now)
-            self._tell_settings(now)
 
     def _within_patience(self, decision: Decision, signals: Signals) -> Decision:
         """Nobody waits longer than his workflow's patience, whatever a policy says."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import isfinite
 from typing import Any
 
 from policies.interface import Decision
@@ -11,13 +12,13 @@ from proxy.control.loop import Control
 
 
 def report(control: Control, setbacks: Mapping[tuple[str, ...], int]) -> dict[str, Any]:
-    """Everything, as JSON has it; the newest of the history first. Times are Unix seconds.
+    """Everything, as JSON has it (no infinities); the newest of the history first. Times are Unix seconds.
 
     `setbacks` are counts by policy and reason.
     """
     signals, entries = control.signals, list(control.history.entries)
     now = signals.now if signals else 0.0
-    return {
+    told = {
         "policy": control.policy,
         "standing": control.standing.value,
         "why": control.guard.why or None,
@@ -31,6 +32,16 @@ def report(control: Control, setbacks: Mapping[tuple[str, ...], int]) -> dict[st
         "setbacks": {": ".join(key): count for key, count in setbacks.items() if count},
         "history": [entry.shown() for entry in reversed(entries)],
     }
+    return _finite(told)
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for what is infinite: a release rule may join whatever the price."""
+    if isinstance(value, Mapping):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _decision(decision: Decision) -> dict[str, Any]:

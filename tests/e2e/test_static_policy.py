@@ -73,6 +73,8 @@ def test_a_power_limit_holds_while_the_gateway_runs(
     until(lambda: nvml.limit_w() == 300)
     # The counter shows it, not only the setting.
     until(lambda: gateway.metric("joulegate_power_watts", host="local", device="gpu:0") == pytest.approx(300, rel=0.1))
+    (setting,) = gateway.get("/energy/policy")["devices"][GPU]["settings"]
+    assert (setting["what"], setting["wanted"], setting["enforced"]) == ("power limit", 300, 300)
     gateway.stop()
     assert nvml.limit_w() == 650
 

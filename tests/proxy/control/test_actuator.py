@@ -68,6 +68,15 @@ def test_writes_are_a_dwell_time_apart(make_knob: MakeKnob, path: Path) -> None:
     assert knob.written_w == [400.0, 300.0, 700.0]
 
 
+def test_setting_back_does_not_wait(make_knob: MakeKnob, path: Path) -> None:
+    knob = make_knob()
+    actuator = Actuator({GPU: knob}, path)
+    actuator.apply({GPU: 400.0}, 0.0)
+    assert [applied.effect for applied in actuator.set_back()] == [Effect.BACK] and knob.limit_w == 700.0
+    assert actuator.set_back() == [] and not path.exists()
+    assert actuator.apply({GPU: 400.0}, 10.0)[0].effect is Effect.SET
+
+
 def test_a_device_no_longer_named_is_set_back_alone(make_knob: MakeKnob, path: Path) -> None:
     knobs = {GPU: make_knob(600.0), OTHER: make_knob(500.0)}
     actuator = Actuator(knobs, path)

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from policies.interface import Decision
+from policies.interface import Decision, DeviceSignals
 from proxy.config import Host
 from proxy.control.actuator import Actuator, Effect
 from proxy.control.devices import Devices
@@ -39,7 +39,7 @@ def test_cap_and_clock_are_set_seen_and_given_back(nvml_here: Any, tmp_path: Pat
     gpus = devices(tmp_path)
     assert {one.effect for one in gpus.apply(BOTH, 0.0)} == {Effect.SET}
     assert (nvml_here.limit_w(), nvml_here.locked_mhz()) == (400, 1200)
-    seen = gpus.look({GPU: 390.0})[GPU]
+    seen = gpus.look({GPU: 390.0}, 0.0)[GPU]
     assert (seen.power_w, seen.power_limit_w, seen.power_limit_range_w) == (390.0, 400.0, (200.0, 700.0))
     assert (seen.sm_clock_mhz, seen.sm_clock_range_mhz) == (1200.0, (345.0, 1980.0))
     assert seen.throttle == {"sw_power_cap"}
@@ -70,8 +70,10 @@ def test_without_privilege_nothing_is_left_to_do(
 def test_a_lost_gpu_is_seen_as_unknown(nvml_here: Any, tmp_path: Path) -> None:
     gpus = devices(tmp_path)
     nvml_here.lose()
-    seen = gpus.look({GPU: 0.0})[GPU]
-    assert (seen.power_limit_w, seen.sm_clock_mhz, seen.throttle) == (None, None, None)
+    assert gpus.look({GPU: 0.0}, 0.0)[GPU] == DeviceSignals(power_w=0.0)
+    nvml_here.lose(0, False)
+    limits_w = [gpus.look({GPU: 0.0}, now)[GPU].power_limit_w for now in (1.0, 9.0, 10.0)]
+    assert limits_w == [None, None, 700.0], "it is asked now and then"
 
 
 def test_leftover_clocks_are_reset_at_the_next_start(nvml_here: Any, tmp_path: Path) -> None:
@@ -122,3 +124,16 @@ def test_the_watchdog_comes_with_the_first_write_and_leaves_with_the_last(nvml_h
 def test_a_watchdog_that_is_told_nothing_ends() -> None:
     done = subprocess.run([sys.executable, "-m", "proxy.control.watchdog"], stdin=subprocess.DEVNULL, timeout=30)
     assert done.returncode == 0
+
+
+def test_a_cap_that_never_binds_is_said_once(nvml_here: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    nvml_here.set_power_w(0, 250)
+    gpus = devices(tmp_path)
+    gpus.apply(Decision(power_limit_w={GPU: 400.0}), 0.0)
+    for now in range(100):
+        gpus.watch(float(now), gpus.look({GPU: 250.0}, float(now)), [GPU])
+    assert gpus.notes == {GPU: "the cap of 400 W has not held it once in 99 s of work"}
+    assert [record.getMessage() for record in caplog.records if "has not held" in record.getMessage()] == [
+        f"{GPU}: the cap of 400 W has not held it once in 60 s of work"
+    ]
+    gpus.restore()

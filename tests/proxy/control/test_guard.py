@@ -48,12 +48,12 @@ def test_who_waits_too_long_already_counts() -> None:
     assert missed(ASKED, Learner(0.0), "search", [engine], 0.0)["ttft_p95"] == Late(1, 1)
 
 
-def run(guard: Guard, learner: Learner, t: float, seconds: int, ttft_s: float) -> list[float]:
+def run(guard: Guard, learner: Learner, t: float, seconds: int, ttft_s: float, acts: bool = True) -> list[float]:
     """One request a second; the times at which the policy was stopped."""
     stopped = []
     for now in range(seconds):
         serve(learner, t + now, ttft_s)
-        if guard.look(WORKFLOWS, {}, learner, t + now + 2.0):
+        if guard.look(WORKFLOWS, {}, learner, acts, t + now + 2.0):
             stopped.append(now)
     return stopped
 
@@ -71,6 +71,14 @@ def test_what_the_default_misses_too_is_not_the_policys_doing() -> None:
     guard, learner = Guard(), Learner(0.0)
     stopped = run(guard, learner, 100.0, 60, 3.0)  # it is late whoever holds the gateway
     assert len(stopped) == 1, "once it was stopped; then it was seen that this changes nothing"
+
+
+def test_a_policy_that_does_nothing_is_not_blamed() -> None:
+    guard, learner = Guard(), Learner(0.0)
+    assert run(guard, learner, 100.0, 60, 3.0, acts=False) == []
+    assert run(guard, learner, 160.0, 30, 3.0) == [], "it was as late without it"
+    assert run(guard, learner, 200.0, 60, 0.5, acts=False) == []
+    assert len(run(guard, learner, 260.0, 9, 3.0)) == 1, "it was well without it"
 
 
 def test_pauses_grow_and_are_forgotten_after_a_good_while() -> None:

@@ -301,9 +301,9 @@ async def test_another_policy_begins_with_a_clean_slate(stage: Callable[..., Sta
 
 
 async def test_an_objective_missed_under_the_policy_brings_the_default_back(stage: Callable[..., Stage]) -> None:
-    here = stage(says(TABLE), workflows={"search": {"slo": {"ttft_p95": 1.0}}})
+    here = stage(says(TABLE), policy={"dwell": 3600}, workflows={"search": {"slo": {"ttft_p95": 1.0}}})
     learner = here.control._senses.learner
-    await here.control.step()
+    await here.steps(2)
     for n in range(5):
         t = here.clock.t
         learner.arrived(f"q{n}", f"r{n}", "search", t, 60, t)
@@ -314,7 +314,7 @@ async def test_an_objective_missed_under_the_policy_brings_the_default_back(stag
     assert here.setbacks() == {"objective": 1}
     assert "search misses its ttft_p95: 5 of 5 are late" in here.control.guard.why
     await here.steps(11)
-    assert here.control.standing is Standing.ACTING and here.holds(TABLE)
+    assert here.control.standing is Standing.ACTING and here.forward.max_tokens == TABLE.max_tokens
 
 
 async def test_a_dry_run_touches_nothing_and_writes_everything_down(stage: Callable[..., Stage]) -> None:
@@ -330,7 +330,13 @@ async def test_observe_is_told_of_no_request(stage: Callable[..., Stage]) -> Non
     await here.steps(1)
     assert here.control._book.watcher is None and here.forward.arrivals is None
     here.control.configure(here.control._policy, config())
-    assert here.control._book.watcher is here.forward.arrivals is not None
+    first = here.control._book.watcher
+    assert first is here.forward.arrivals is not None
+    here.control.configure(here.control._policy, config(limits={"in_flight": 9}))
+    assert here.control._book.watcher is first
+    for name in ("observe", "scripted"):
+        here.control.configure(here.control._policy, config({"name": name}))
+    assert here.control._book.watcher is not first, "what came in between would never be seen to end"
 
 
 async def test_what_is_measured_goes_to_whoever_held_the_gateway(stage: Callable[..., Stage]) -> None:
