@@ -1,10 +1,10 @@
 """One policy under one load: what it cost, and what its objectives came to."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from benchmarks.policies.cells import Cell, model, p95
 from benchmarks.policies.observing import Learning
-from benchmarks.sim import Outcome, Run, Sent, Simulation
+from benchmarks.sim import Run, Sent, Simulation
 from policies.interface import Objective, Policy
 
 CONVERGED_S = 60.0
@@ -15,31 +15,29 @@ class Trial:
     """Energy from the first arrival to the last answer; idle time until a common end is added by `joules_by`.
 
     `late` are parts of requests, and of runs, that missed their objective: 0..1. `held_at` is when something was held
-    first, `settled_at` when the rule was changed by more than a third last.
+    first.
     """
 
     joules: float
-    converged_j: float  # by CONVERGED_S
+    early_j: float  # before CONVERGED_S
+    tokens: int  # of output
+    early_tokens: int  # of what was answered before CONVERGED_S
     ended: float
     idle_w: float
     runs: int
     requests: int
-    latency_s: float  # mean, of runs
+    run_s: float  # mean
     request_s: float  # mean, with what the gate held
     wait_p95_s: float
     late: dict[str, float]
     held_at: float | None
-    settled_at: float | None
 
     def joules_by(self, until: float) -> float:
         return self.joules + self.idle_w * (until - self.ended)
 
     def converged_by(self, until: float) -> float:
-        """From CONVERGED_S on."""
-        return self.joules_by(until) - self.converged_j
-
-    def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        """Joules for an output token from CONVERGED_S on: what was held before is paid, and counted, later."""
+        return (self.joules_by(until) - self.early_j) / max(1, self.tokens - self.early_tokens)
 
 
 def trial(cell: Cell, policy: Policy, patience_s: float, seed: int, size: float = 1.0) -> Trial:
@@ -50,16 +48,18 @@ def trial(cell: Cell, policy: Policy, patience_s: float, seed: int, size: float 
     runs = outcome.runs
     return Trial(
         joules=outcome.joules,
-        converged_j=outcome.marks_j[CONVERGED_S],
+        early_j=outcome.marks_j[CONVERGED_S],
+        tokens=sum(sent.output_tokens for sent in outcome.sent),
+        early_tokens=sum(sent.output_tokens for sent in outcome.sent if sent.ended <= CONVERGED_S),
         ended=outcome.ended,
         idle_w=outcome.idle_w,
         runs=len(runs),
         requests=len(outcome.sent),
-        latency_s=sum(run.ended - run.began for run in runs) / len(runs),
+        run_s=sum(run.ended - run.began for run in runs) / len(runs),
         request_s=sum(sent.ended - sent.arrived for sent in outcome.sent) / len(outcome.sent),
         wait_p95_s=p95([sent.released - sent.arrived for sent in outcome.sent]),
         late=late(objective, outcome.sent, runs),
-        **_changes(outcome),
+        held_at=next((at for at, decision in outcome.decisions if decision.release), None),
     )
 
 
@@ -74,16 +74,3 @@ def late(objective: Objective, sent: list[Sent], runs: list[Run]) -> dict[str, f
         "itl": part([itl_s for each in sent if (itl_s := each.itl_s) is not None], objective.itl_p95_s),
         "run": part([run.ended - run.began for run in runs], objective.run_p95_s),
     }
-
-
-def _changes(outcome: Outcome) -> dict[str, float | None]:
-    held_at = settled_at = None
-    before = 0.0
-    for at, decision in outcome.decisions:
-        hold_s = max((rule.hold_s for rule in decision.release.values()), default=0.0)
-        if hold_s and held_at is None:
-            held_at = at
-        if abs(hold_s - before) > max(hold_s, before) / 3:
-            settled_at = at
-        before = hold_s
-    return {"held_at": held_at, "settled_at": settled_at}
