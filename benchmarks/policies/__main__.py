@@ -18,10 +18,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from benchmarks.policies import report
-from benchmarks.policies.bars import bars
+from benchmarks.policies.bars import bars, front_bars
 from benchmarks.policies.cells import CELLS
 from benchmarks.policies.change import change
 from benchmarks.policies.compare import MAIN_S, compare
+from benchmarks.policies.front import front
 
 RESULTS = Path("docs/results/policies")
 PATIENCES = (0.0, 3.0, 30.0)
@@ -49,17 +50,17 @@ def main() -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     began, found = time.time(), {}
     with Progress(*columns, console=console) as progress, ProcessPoolExecutor(options.jobs) as pool:
-        task = progress.add_task(f"{len(cells)} cells, {seeds} seeds", total=len(cells) + 1)
+        task = progress.add_task(f"{len(cells)} cells, {seeds} seeds", total=len(cells) + 2)
         # The dear ones first, so that nobody waits for them alone in the end.
         order = sorted(cells, key=lambda cell: (cell.load != "near", cell.workload != "summarize"))
-        follow = pool.submit(change, seeds)
+        follow, fronts = pool.submit(change, seeds), pool.submit(front, seeds)
         waiting = {pool.submit(compare, cell, patiences, seeds, size): cell for cell in order}
-        for done in as_completed([*waiting, follow]):
-            if done is not follow:
+        for done in as_completed([*waiting, follow, fronts]):
+            if done in waiting:
                 found[waiting[done]] = done.result()
             progress.advance(task)
     results: list[dict[str, Any]] = [found[cell] for cell in cells]
-    verdicts = list(bars(results, f"{MAIN_S:g}"))
+    verdicts = [*bars(results, f"{MAIN_S:g}"), *front_bars(fronts.result())]
     data = {
         "caveat": CAVEAT,
         "command": "python -m benchmarks.policies " + " ".join(sys.argv[1:]),
@@ -67,6 +68,7 @@ def main() -> int:
         "seconds": round(time.time() - began),
         "bars": [bar.__dict__ for bar in verdicts],
         "change": follow.result(),
+        "front": fronts.result(),
         "cells": results,
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ REACHED = 0.9  # of the oracle's saving
 DEARER = 0.01  # than the default
 LATER = 0.01
 CELLS = 20 / 24
+NOISE = 0.005  # repeats of one trial on hardware agree within that
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,21 @@ def bars(cells: Sequence[dict[str, Any]], main: str) -> Iterator[Bar]:
     idle = [cell["patience"]["0"]["rows"]["company"]["saved"]["mean"] for cell in cells if "0" in cell["patience"]]
     if idle:
         yield Bar("company: without patience nothing changes", not any(idle), f"{max(map(abs, idle)):.1%}")
+
+
+def front_bars(rates: dict[str, Any]) -> Iterator[Bar]:
+    """Of single requests at the rates that were measured on hardware."""
+    parts = [rows["company 3 s"]["saved"]["mean"] / rows["window 3 s"]["saved"]["mean"] for rows in rates.values()]
+    seen = ", ".join(f"{part:.2f} at {rate}/s" for rate, part in zip(rates, parts, strict=True))
+    yield Bar("company at 3 s: nine tenths of a fixed window of 3 s", min(parts) >= REACHED, seen)
+    beyond, where = min(
+        (row["saved"]["mean"] - row["front"], f"{name} at {rate}/s")
+        for rate, rows in rates.items()
+        for name, row in rows.items()
+        if "front" in row
+    )
+    what = "company, 0.5-3 s: on or above the front of windows and hitch"
+    yield Bar(what, beyond >= -NOISE, f"{100 * beyond:+.1f} points at the least ({where})")
 
 
 def _mean(cell: dict[str, Any], patience: str, row: str, kind: str) -> float:

@@ -41,6 +41,18 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield "|" + "---|" * (1 + len(change["phases"]))
     for name, phases in change["saved"].items():
         yield f"| {name} | {' | '.join(_percent(phase) for phase in phases)} |"
+    yield ""
+    yield "Single search requests, as in coalesce.csv: % of joules saved, at a mean latency (front of the fixed rules)"
+    yield ""
+    yield f"| rule | {' | '.join(f'{rate}/s' for rate in data['front'])} |"
+    yield "|" + "---|" * (1 + len(data["front"]))
+    for name in next(iter(data["front"].values())):
+        yield f"| {name} | {' | '.join(_point(rows[name]) for rows in data['front'].values())} |"
+
+
+def _point(row: dict[str, Any]) -> str:
+    there = f" ({100 * row['front']:.1f})" if "front" in row else ""
+    return f"{_percent(row['saved'])} at {row['s']:.2f} s{there}"
 
 
 def _percent(value: dict[str, Any]) -> str:
@@ -62,12 +74,13 @@ def _setting(setting: dict[str, Any], patience_s: float) -> str:
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:
-    """`savings-PATIENCE.svg`: for each cell what policies and oracles save."""
+    """`savings-PATIENCE.svg`: for each cell what policies and oracles save; `front.svg`: saving against latency."""
     import matplotlib  # only drawing needs it
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
+    _draw_front(data, folder)
     for patience in data["cells"][0]["patience"]:
         rows = [cell["patience"][patience]["rows"] for cell in data["cells"]]
         names = [name for name in (*NAMES, "oracle of company", "oracle of hierarchical") if name in rows[0]]
@@ -90,3 +103,19 @@ def draw(data: dict[str, Any], folder: Path) -> None:
         figure.tight_layout()
         figure.savefig(folder / f"savings-{patience}.svg")
         pyplot.close(figure)
+
+
+def _draw_front(data: dict[str, Any], folder: Path) -> None:
+    from matplotlib import pyplot
+
+    figure, panes = pyplot.subplots(1, len(data["front"]), figsize=(4 * len(data["front"]), 3.4))
+    for pane, (rate, rows) in zip(panes, data["front"].items(), strict=True):
+        for kind, mark in (("window", "o-"), ("hitch", "^-"), ("company", "D-")):
+            points = [(row["s"], 100 * row["saved"]["mean"]) for name, row in rows.items() if name.startswith(kind)]
+            pane.plot(*zip(*points, strict=True), mark, markersize=4, label=kind)
+        pane.set(title=f"{rate} requests/s", xlabel="mean latency, s", ylabel="joules saved, % (emulated)")
+        pane.grid(alpha=0.3)
+    panes[0].legend()
+    figure.tight_layout()
+    figure.savefig(folder / "front.svg")
+    pyplot.close(figure)
