@@ -22,11 +22,14 @@ seconds, and f1 is taken to be halfway to that; what is let in late comes back l
 The prompts of a batch are computed one after the other: that delays the first token of the last by their time c each,
 and interrupts the answers of the first. W is at most what leaves the objectives room for that: n, of chains n + Λ·S
 since they come back together, and twice the root of it more, as chance may have it.
+
+Whoever runs beside a batch gets its tokens later, by some percent for each companion. Where a workflow that is not held
+is at work too, those that are held stay within what would often be in flight of them anyway: a + 2·√a, with a = λ·S.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from math import exp, inf, sqrt
+from math import ceil, exp, inf, sqrt
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -76,7 +79,7 @@ class Gathering:
 
 
 class Company(BaseModel):
-    """Hold requests of workflows with patience where it is `worth` a part of the engine's energy. Moves no setting."""
+    """Hold requests of those with patience where it is `worth` a part of the engine's energy. Needs no privilege."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,7 +110,13 @@ class Company(BaseModel):
         }
         if release and not wanted:
             reason = f"let go bit by bit: {reason}"
-        return Decision(release=release, reason=reason, reasons=reasons), {k: list(v) for k, v in after.items()}
+        in_flight: dict[str, int] = {}
+        if any(name not in release for name in known):  # whose steps others would make longer
+            engines = max(1, sum(engine.up for engine in signals.engines.values()))
+            in_flight = {n: usual(peaks[n] / engines, known[n].served_s or 0.0) for n in release if n in known}
+            reasons |= {f"in_flight/{n}": "no more than there would often be at once anyway" for n in in_flight}
+        decision = Decision(in_flight, release=release, reason=reason, reasons=reasons)
+        return decision, {name: list(values) for name, values in after.items()}
 
     def _wanted(
         self, signals: Signals, known: Mapping[str, WorkflowSignals], peaks: Mapping[str, float], holding: bool
@@ -130,6 +139,12 @@ class Company(BaseModel):
             return {}, 0.0, f"nothing is held: it would save {found.part:.1%} of the engines' energy"
         reason = f"held for company: {found.together:.1f} requests together save about {found.part:.0%}"
         return {stream.name: stream.hold_s for stream in patient}, found.join, reason
+
+
+def usual(rate: float, served_s: float) -> int:
+    """Requests in flight that are exceeded once in twenty or forty times when all are released at once."""
+    mean = rate * served_s
+    return ceil(mean + 2 * sqrt(mean))
 
 
 def eased(wanted_s: float, before_s: float | None) -> float:

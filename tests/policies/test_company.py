@@ -19,7 +19,7 @@ def decide(signals: Signals, state: Any = None) -> Decision:
     decision, kept = Company().decide(signals, state)
     assert json.loads(json.dumps(kept)) == kept and decision.reason
     assert {name for name, (hold_s, *_) in kept.items() if hold_s} >= decision.release.keys()
-    assert not (decision.in_flight or decision.power_limit_w or decision.sm_clock_mhz or decision.max_tokens)
+    assert not (decision.engine_in_flight or decision.power_limit_w or decision.sm_clock_mhz or decision.max_tokens)
     return decision
 
 
@@ -128,6 +128,13 @@ def test_without_prices_it_refuses(signals: Make, search: Search) -> None:
 def test_the_impatient_are_not_held_and_leave_less_to_save(signals: Make, search: Search) -> None:
     assert set(decide(signals(search=search(2.0, 3.0), coding=search(0.1))).release) == {"search"}
     assert not decide(signals(search=search(2.0, 3.0), coding=search(6.0))).release, "the engine is busy anyway"
+
+
+def test_beside_the_impatient_no_more_are_in_flight_than_there_often_were(signals: Make, search: Search) -> None:
+    alone, beside = signals(search=search(1.5, 3.0)), signals(search=search(1.5, 3.0), chat=search(1.5))
+    assert decide(alone).in_flight == {}
+    assert decide(beside).in_flight == {"search": 4}, "1.2 on average, and twice the root of it"
+    assert decide(replace(beside, workflows={**beside.workflows, "chat": search(0.0)})).in_flight == {}
 
 
 def test_the_first_that_is_due_takes_the_others_along(signals: Make, search: Search) -> None:
