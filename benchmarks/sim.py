@@ -98,12 +98,15 @@ class Outcome:
 class Simulation:
     """One engine on one card behind one gate. Times are seconds from the start, joules the card's."""
 
-    def __init__(self, gpu: GpuPreset, model: ModelPreset, policy: Policy, observer: Observer) -> None:
+    def __init__(
+        self, gpu: GpuPreset, model: ModelPreset, policy: Policy, observer: Observer, period_s: float = PERIOD_S
+    ) -> None:
+        """`period_s` lies between two decisions; one that never changes may be asked for once (inf)."""
         wanted = EngineSettings(kv_blocks=1, max_model_len=1, request_s=QUEUE_S, output_s=ANSWER_S)
         settings, self.gpus = engine_of(gpu, model, max_model_len=model.shape.max_model_len, settings=wanted)
         self.machine = Machine(settings, self.gpus)
         self.gate = Gate(1 << 20)
-        self.policy, self.observer = policy, observer
+        self.policy, self.observer, self._period_s = policy, observer, period_s
         self.now = 0.0
         self._state: Any = None
         self._factors = gpu.factors
@@ -219,8 +222,8 @@ class Simulation:
             self.card.sm_clock_range_mhz = wanted
         limit = decision.engine_in_flight.get(ENGINE)
         self._send(self.gate.set_rules(limit, decision.in_flight, decision.release, self.now))
-        if self._open:
-            self._at(self.now + PERIOD_S, self._decide, None)
+        if self._open and self._period_s < inf:
+            self._at(self.now + self._period_s, self._decide, None)
 
     def _ceiling(self, workflow: str, asked: int) -> int:
         return min(asked, self._max_tokens.get(workflow, asked))

@@ -58,6 +58,7 @@ def main() -> int:
         for done in as_completed([*waiting, follow, fronts]):
             if done in waiting:
                 found[waiting[done]] = done.result()
+                progress.console.print(f"{time.time() - began:5.0f} s  {_told(found[waiting[done]])}", highlight=False)
             progress.advance(task)
     results: list[dict[str, Any]] = [found[cell] for cell in cells]
     verdicts = [*bars(results, f"{MAIN_S:g}"), *front_bars(fronts.result())]
@@ -78,6 +79,12 @@ def main() -> int:
     console.print(report.tables(data), markup=False, highlight=False)
     console.print(f"written to {out}")
     return 0 if all(bar.met for bar in verdicts) or partial else 1
+
+
+def _told(cell: dict[str, Any]) -> str:
+    rows = cell["patience"][f"{MAIN_S:g}"]["rows"]
+    names = [name for name in rows if name != "default"]
+    return f"{cell['cell']}: " + ", ".join(f"{name} {100 * rows[name]['saved']['mean']:.1f} %" for name in names)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """One policy under one load: what it cost, and what its objectives came to."""
 
 from dataclasses import dataclass
+from math import inf
 
-from benchmarks.policies.cells import Cell, model, p95
+from benchmarks.policies.cells import Blind, Cell, model, p95
 from benchmarks.policies.observing import Learning
 from benchmarks.sim import Run, Sent, Simulation
 from policies.interface import Objective, Policy
+from policies.observe import Observe
+from policies.static import Static
 
 CONVERGED_S = 60.0
 
@@ -42,8 +45,11 @@ class Trial:
 
 def trial(cell: Cell, policy: Policy, patience_s: float, seed: int, size: float = 1.0) -> Trial:
     objective = cell.objective(patience_s)
-    observer = Learning({cell.workload: objective}, cell.prices())
-    simulation = Simulation(cell.preset, model(), policy, observer)
+    if isinstance(policy, Observe | Static):  # these ask for nothing, and never change
+        simulation = Simulation(cell.preset, model(), policy, Blind(), inf)
+    else:
+        observer = Learning({cell.workload: objective}, cell.prices())
+        simulation = Simulation(cell.preset, model(), policy, observer)
     outcome = simulation.run(cell.arrivals(seed, size), [CONVERGED_S])
     runs = outcome.runs
     return Trial(
