@@ -37,10 +37,14 @@ EAGER = 0.15
 CHAIN = 1.5  # calls in a row
 MOST_JOIN = 0.8  # of the time that a request is expected to take
 CHAIN_JOIN = 0.5, 0.32  # in chains, of an engine that is never busy, and of one that always is
-ROOM = 0.95  # of an objective may be used up: the means that are known are exceeded now and then
+TTFT_ROOM, ITL_ROOM = 0.95, 0.9  # of an objective may be used up: the means that are known are exceeded now and then
 CROWDED = 1.5  # a step of many takes so much longer than one of few
+ITL_LATE = 0.8  # of the objective: what follows from letting go comes on top
 LEAST_HOLD_S = 0.05
-KV_FULL = 0.9
+# Chains that are held send less, and more than usual when they are let go: the objectives are kept at the peak.
+EASE = 0.1  # of what holds, a decision
+FADE = 0.99  # of the peak, a decision
+KV_FULL = 0.8
 MOST_SHARED = 0.99
 
 
@@ -79,33 +83,60 @@ class Company(BaseModel):
     worth: Annotated[float, Field(ge=0, lt=1)] = 0.01
 
     def decide(self, signals: Signals, state: Any) -> tuple[Decision, Any]:
-        """`state` is whether requests are held."""
-        engines = [engine for engine in signals.engines.values() if engine.up]
-        prices = next((engine.prices for engine in engines if engine.prices is not None), None)
+        """`state` is, by workflow, for how long requests are held (None: nothing ever was), for which part of its own
+        time one may join, and the peak of its rate."""
+        before: Mapping[str, tuple[float | None, float, float]] = state or {}
         known = {name: one for name, one in signals.workflows.items() if one.requests_per_s and one.served_s}
-        if why := _why_not(engines, prices, known):
-            return Decision(reason=f"nothing is held: {why}"), False
-        assert prices is not None
-        streams = [stream_of(name, one, len(engines), prices) for name, one in known.items()]
-        most_s = {name: most_hold_s(one, streams, prices) for name, one in known.items()}
-        streams = [replace(stream, hold_s=most_s[stream.name]) for stream in streams]
-        patient = [stream for stream in streams if stream.hold_s >= LEAST_HOLD_S]
-        if not patient:
-            return Decision(reason="nothing is held: no objective leaves time for it"), False
-        found = gather(patient, [stream for stream in streams if stream not in patient], prices)
-        if found.part < (self.worth / 2 if state else self.worth):
-            return Decision(reason=f"nothing is held: it would save {found.part:.1%} of the engines' energy"), False
+        peaks = {n: max(one.requests_per_s, FADE * before.get(n, (0, 0, 0.0))[2]) for n, one in known.items()}
+        wanted, join, reason = self._wanted(signals, known, peaks, any(hold_s for hold_s, *_ in before.values()))
+        after: dict[str, tuple[float | None, float, float]] = {}
+        for name, one in signals.workflows.items():
+            was_s, was_join, was_peak = before.get(name, (None, 0.0, 0.0))
+            hold_s = eased(wanted.get(name, 0.0), was_s)
+            hold_s = min(hold_s, one.objective.patience_s) if hold_s or was_s else None
+            after[name] = hold_s, join or was_join, peaks.get(name, FADE * was_peak)
         release = {
-            stream.name: Release(stream.hold_s, group=_group(known[stream.name]), join_part=found.join)
-            for stream in patient
+            name: Release(hold_s, group=_group(signals.workflows[name]), join_part=part)
+            for name, (hold_s, part, _) in after.items()
+            if hold_s is not None and hold_s >= LEAST_HOLD_S
         }
-        reason = f"held for company: {found.together:.1f} requests together save about {found.part:.0%}"
         reasons = {
             f"release/{name}": f"held for {rule.hold_s:.2g} s at most; joins what is in flight where that keeps the"
             f" engine busy for no more than {rule.join_part:.0%} of the time that it takes itself"
             for name, rule in release.items()
         }
-        return Decision(release=release, reason=reason, reasons=reasons), True
+        if release and not wanted:
+            reason = f"let go bit by bit: {reason}"
+        return Decision(release=release, reason=reason, reasons=reasons), {k: list(v) for k, v in after.items()}
+
+    def _wanted(
+        self, signals: Signals, known: Mapping[str, WorkflowSignals], peaks: Mapping[str, float], holding: bool
+    ) -> tuple[dict[str, float], float, str]:
+        """For how long to hold whom, what may join, and why. Empty where nothing is to be held."""
+        engines = [engine for engine in signals.engines.values() if engine.up]
+        prices = next((engine.prices for engine in engines if engine.prices is not None), None)
+        if why := _why_not(engines, prices, known):
+            return {}, 0.0, f"nothing is held: {why}"
+        assert prices is not None
+        streams = [stream_of(name, one, len(engines), prices) for name, one in known.items()]
+        at_peak = [replace(stream, rate=peaks[stream.name] / len(engines)) for stream in streams]
+        most_s = {name: most_hold_s(one, at_peak, prices) for name, one in known.items()}
+        streams = [replace(stream, hold_s=most_s[stream.name]) for stream in streams]
+        patient = [stream for stream in streams if stream.hold_s >= LEAST_HOLD_S]
+        if not patient:
+            return {}, 0.0, "nothing is held: no objective leaves time for it"
+        found = gather(patient, [stream for stream in streams if stream not in patient], prices)
+        if found.part < (self.worth / 2 if holding else self.worth):
+            return {}, 0.0, f"nothing is held: it would save {found.part:.1%} of the engines' energy"
+        reason = f"held for company: {found.together:.1f} requests together save about {found.part:.0%}"
+        return {stream.name: stream.hold_s for stream in patient}, found.join, reason
+
+
+def eased(wanted_s: float, before_s: float | None) -> float:
+    """From what held before towards what is wanted, a tenth at a time; at once where nothing was held yet (None)."""
+    if before_s is None:
+        return wanted_s
+    return min(max(wanted_s, (1 - EASE) * before_s), (1 + EASE) * before_s + EASE)
 
 
 def stream_of(name: str, one: WorkflowSignals, engines: int, prices: Prices) -> Stream:
@@ -134,11 +165,11 @@ def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices)
     def fits(hold_s: float) -> bool:
         together = 1 + rate * hold_s + returning
         prompts_s = (together + 2 * sqrt(together)) * prompt_s
-        if asked.ttft_p95_s is not None and hold_s + max(prompts_s, engine_s) > ROOM * asked.ttft_p95_s:
+        if asked.ttft_p95_s is not None and hold_s + max(prompts_s, engine_s) > TTFT_ROOM * asked.ttft_p95_s:
             return False
         if asked.itl_p95_s is None or not one.output_tokens:
             return True
-        return CROWDED * prices.step_s + prompts_s / one.output_tokens <= ROOM * asked.itl_p95_s
+        return CROWDED * prices.step_s + prompts_s / one.output_tokens <= ITL_ROOM * asked.itl_p95_s
 
     return _largest(fits, asked.patience_s)
 
@@ -200,7 +231,7 @@ def _why_not(engines: list[EngineSignals], prices: Prices | None, known: Mapping
 
 
 def _is_late(seen_s: float | None, most_s: float | None) -> bool:
-    return seen_s is not None and most_s is not None and seen_s > most_s
+    return seen_s is not None and most_s is not None and seen_s > ITL_LATE * most_s
 
 
 def _group(one: WorkflowSignals) -> Any:

@@ -1,5 +1,7 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -10,9 +12,13 @@ Search = Callable[..., WorkflowSignals]
 Make = Callable[..., Signals]
 
 
-def decide(signals: Signals, holding: bool = False) -> Decision:
-    decision, state = Company().decide(signals, holding)
-    assert state == bool(decision.release) and decision.reason
+HELD = [3.0, 0.5, 0.0]
+
+
+def decide(signals: Signals, state: Any = None) -> Decision:
+    decision, kept = Company().decide(signals, state)
+    assert json.loads(json.dumps(kept)) == kept and decision.reason
+    assert {name for name, (hold_s, *_) in kept.items() if hold_s} >= decision.release.keys()
     assert not (decision.in_flight or decision.power_limit_w or decision.sm_clock_mhz or decision.max_tokens)
     return decision
 
@@ -50,10 +56,39 @@ def test_who_is_alone_anyway_is_not_held(signals: Make, search: Search) -> None:
 
 def test_what_is_held_does_not_change_with_every_second(signals: Make, search: Search) -> None:
     barely = next(
-        rate / 1000 for rate in range(1, 1000) if decide(signals(search=search(rate / 1000, 1.0)), holding=True).release
+        rate / 1000
+        for rate in range(1, 1000)
+        if not decide(signals(search=search(rate / 1000, 1.0)), {"search": HELD}).reason.startswith("let go")
     )
     between = signals(search=search(barely * 1.2, 1.0))
-    assert not decide(between, holding=False).release and decide(between, holding=True).release
+    assert not decide(between).release
+    assert decide(between, {"search": HELD}).reason.startswith("held")
+
+
+def test_chains_are_let_go_bit_by_bit(signals: Make, search: Search) -> None:
+    """And taken up again so; what nobody asked for is given up at once."""
+    slow = search(2.0, objective=Objective(3.0, itl_p95_s=0.02), itl_p95_s=0.021)
+    state: Any = {"search": HELD}
+    held: list[float] = []
+    for _ in range(60):
+        decision, state = Company().decide(signals(search=slow), state)
+        held.append(decision.release["search"].hold_s if decision.release else 0.0)
+    assert held[0] == pytest.approx(2.7) and held[1] == pytest.approx(2.43) and held[-1] == 0
+    decision, state = Company().decide(signals(search=replace(slow, itl_p95_s=0.01)), state)
+    assert 0 < decision.release["search"].hold_s < 0.2
+    assert not Company().decide(signals(search=search(2.0, 0.0)), {"search": HELD})[0].release
+
+
+def test_objectives_are_kept_at_the_peak_of_the_rate(signals: Make, search: Search) -> None:
+    asked = Objective(patience_s=3.0, itl_p95_s=0.016)
+
+    def hold_s(rate: float, state: Any = None) -> tuple[float, Any]:
+        seen = search(rate, served_s=0.3, objective=asked, prompt_tokens=1000.0)
+        decision, state = Company().decide(signals(long=seen), state)
+        return decision.release["long"].hold_s, state
+
+    crowd_s, state = hold_s(40.0)
+    assert hold_s(10.0, state)[0] == pytest.approx(crowd_s, rel=0.05) and hold_s(10.0)[0] > 2 * crowd_s
 
 
 def test_the_objective_for_the_first_token_bounds_what_is_held(signals: Make, search: Search) -> None:
@@ -73,7 +108,7 @@ def test_prompts_that_are_computed_together_delay_each_other(signals: Make, sear
     slow = replace(long, objective=Objective(patience_s=3.0, itl_p95_s=0.016))
     hold_s = decide(signals(long=slow)).release["long"].hold_s
     most = 1 + 30 * hold_s
-    assert 1.5 * 0.0046 + 0.025 * (most + 2 * most**0.5) / 150 == pytest.approx(0.95 * 0.016, rel=1e-4)
+    assert 1.5 * 0.0046 + 0.025 * (most + 2 * most**0.5) / 150 == pytest.approx(0.9 * 0.016, rel=1e-4)
     chain = decide(signals(long=replace(slow, depth=20.0))).release["long"].hold_s
     assert chain == pytest.approx(hold_s - 0.3, rel=1e-3), "those of a chain come back together"
 
