@@ -15,6 +15,7 @@ LATE_PART = 0.05  # of the requests within an objective of p95
 REASONS = ("raised", "late", "not_a_decision", "objective")  # why the default takes a policy's place
 _CHANCE = 0.01
 _LOOK_BACK_S = 30.0
+_FRESH_S = 300.0  # what the default was worth so long ago says nothing any more
 _PAUSE_S = 10.0  # the first; then twice as long each time
 _PAUSE_LATE_S = 2.0  # of one that was late: the machine may have had something else to do
 _LONGEST_PAUSE_S = 600.0
@@ -65,7 +66,7 @@ class Guard:
         self._since = -inf  # when the policy, or the default in its place, began to hold
         self._until = -inf  # the end of the last pause
         self._failures = 0
-        self._parts: dict[tuple[str, str], float] = {}  # late without the policy, by workflow and kind
+        self._parts: dict[tuple[str, str], tuple[float, float]] = {}  # (workflow, kind) -> when, late by default
         self.why = ""  # of the pause that lasts, empty without one
         self.reason = ""  # the kind of it, one of REASONS
 
@@ -105,8 +106,13 @@ class Guard:
         for name, signals in workflows.items():
             for kind, late in missed(signals.objective, learner, name, engines.values(), since).items():
                 if not acts:
-                    self._parts[name, kind] = late.late / late.of if late.is_missed() else 0.0
-                elif late.is_missed(max(LATE_PART, self._parts.get((name, kind), 0.0))):
+                    self._parts[name, kind] = (now, late.late / late.of if late.is_missed() else 0.0)
+                elif late.is_missed(self._by_default(name, kind, now)):
                     self.failed("objective", f"{name} misses its {kind}: {late.late} of {late.of} are late", now)
                     return True
         return False
+
+    def _by_default(self, workflow: str, kind: str, now: float) -> float:
+        """The part of the requests that may be late: what the objective allows, or what is late anyway."""
+        seen, part = self._parts.get((workflow, kind), (now, 0.0))
+        return max(LATE_PART, part) if now - seen <= _FRESH_S else LATE_PART

@@ -73,6 +73,13 @@ def test_what_the_default_misses_too_is_not_the_policys_doing() -> None:
     assert len(stopped) == 1, "once it was stopped; then it was seen that this changes nothing"
 
 
+def test_what_the_default_missed_long_ago_excuses_nothing() -> None:
+    guard, learner = Guard(), Learner(0.0)
+    run(guard, learner, 100.0, 30, 3.0, acts=False)
+    assert run(guard, learner, 130.0, 300, 0.5) == []
+    assert len(run(guard, learner, 430.0, 30, 3.0)) == 1
+
+
 def test_a_policy_that_does_nothing_is_not_blamed() -> None:
     guard, learner = Guard(), Learner(0.0)
     assert run(guard, learner, 100.0, 60, 3.0, acts=False) == []
