@@ -42,7 +42,7 @@ class Coding:
             modules=(2, 3), role_tokens=40, design_tokens=32, code_tokens=32, review_tokens=20, revision_tokens=32
         )
 
-    def plan(self, rng: Random) -> Run:
+    def plan(self, rng: Random, number: int = 0) -> Run:
         task = rng.choice(_tasks())
         modules: list[str] = task["modules"][: rng.randint(*self.modules)]
         brief = f"Task: {task['brief']}\nModules: {', '.join(_title(module) for module in modules)}."

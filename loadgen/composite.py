@@ -26,5 +26,5 @@ class Composite:
     def small(cls) -> Self:
         return cls(Summarize.small(), Search.small())
 
-    def plan(self, rng: Random) -> Run:
+    def plan(self, rng: Random, number: int = 0) -> Run:
         return Run(self.name, (*self.summarize.plan(rng).calls, *self.search.plan(rng).calls))

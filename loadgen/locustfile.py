@@ -26,7 +26,8 @@ from locust.exception import StopUser
 from locust.runners import MasterRunner, WorkerRunner
 
 from loadgen.answer import AnswerError, StreamedAnswer, model_ids, refusal, whole_answer
-from loadgen.schedule import Schedule
+from loadgen.arrivals import Closed
+from loadgen.schedule import Load, Schedule, Stream
 from loadgen.workload import Dispatch, Execution, Run, Workload, tags
 
 log = logging.getLogger(__name__)
@@ -45,6 +46,7 @@ class Test:
 
     schedule: Schedule
     model: str
+    most: int | None
     complete: int = 0
     failed: int = 0
     cut: int = 0
@@ -88,9 +90,10 @@ def begin(environment: Environment, **_: Any) -> None:
         return
     # Workers must not all plan the same runs: an engine would find the prompts of one in the cache of the other.
     seed = f"{options.seed} worker {runner.worker_index}" if isinstance(runner, WorkerRunner) else options.seed
+    most = options.max_runs if options.max_runs > 0 else None
     names = list(REGISTERED) if options.workload == "all" else [options.workload]
-    workloads: list[Workload] = [getattr(REGISTERED[name].load(), options.size)() for name in names]
-    current = Test(Schedule(workloads, seed, max(0, options.max_runs)), options.model)
+    workloads: tuple[Workload, ...] = tuple(getattr(REGISTERED[name].load(), options.size)() for name in names)
+    current = Test(Schedule(Load((Stream(workloads, Closed(1), most),), seed)), options.model, most)
 
 
 @events.test_stop.add_listener
@@ -130,9 +133,10 @@ class WorkflowUser(FastHttpUser):
             if self.test.ending:
                 raise StopUser
             self.test.model = self.test.model or self.first_model()
-        run = self.test.schedule.next_run()
-        if run is None:
+        start = self.test.schedule.take(0, 0.0)
+        if start is None:
             raise StopUser
+        run = self.test.schedule.plan(start)
         workflow = self.options.run_name or run.workflow
         started = perf_counter()
         error: Exception | None = None
@@ -155,7 +159,7 @@ class WorkflowUser(FastHttpUser):
             exception=error,
             context={},
         )
-        if self.test.schedule.exhausted_by(self.test.complete + self.test.failed):
+        if self.test.complete + self.test.failed == self.test.most:
             self.end_test()
         elif error:
             gevent.sleep(PAUSE_AFTER_FAILURE_S)

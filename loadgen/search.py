@@ -43,7 +43,7 @@ class Search:
     def small(cls) -> Self:
         return cls(system_tokens=250, output_tokens=32, queries=(2, 4))
 
-    def plan(self, rng: Random) -> Run:
+    def plan(self, rng: Random, number: int = 0) -> Run:
         return Run(self.name, tuple(self.session(rng)))
 
     def session(self, rng: Random) -> list[Call]:

@@ -43,7 +43,7 @@ class Summarize:
     def small(cls) -> Self:
         return cls(chunk_tokens=120, output_tokens=24, document_tokens=(320, 400))
 
-    def plan(self, rng: Random) -> Run:
+    def plan(self, rng: Random, number: int = 0) -> Run:
         sentences = corpus.document(rng.randrange(self.documents), rng.randint(*self.document_tokens))
         return Run(self.name, tuple(chain(corpus.chunks(sentences, self.chunk_tokens), self.output_tokens)))
 

@@ -45,7 +45,10 @@ class Run:
 
 
 class Workload(Protocol):
-    """A class of runs. Equal states of `rng` give equal runs."""
+    """A class of runs. Equal states of `rng` and equal numbers give equal runs.
+
+    `number` counts the runs of a load; it is for workloads that go through something in its order.
+    """
 
     name: ClassVar[str]
 
@@ -59,7 +62,7 @@ class Workload(Protocol):
         """A shape of the same kind that a small model on two CPU cores serves in seconds."""
         ...
 
-    def plan(self, rng: Random) -> Run: ...
+    def plan(self, rng: Random, number: int = 0) -> Run: ...
 
 
 @dataclass(frozen=True, slots=True)

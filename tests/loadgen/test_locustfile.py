@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loadgen.arrivals import Closed
 from loadgen.coding import Coding
 from loadgen.composite import Composite
-from loadgen.schedule import Schedule
+from loadgen.schedule import Load, Schedule, Stream
 from loadgen.search import Search
 from loadgen.summarize import Summarize
 
@@ -44,9 +45,11 @@ async def test_runs_are_complete_and_say_where_they_stand(stub: Any, tmp_path: P
     assert "Traceback" not in output
     assert "8 runs complete, 0 failed, 0 cut off" in output
 
-    schedule = Schedule([Coding.small(), Composite.small(), Search.small(), Summarize.small()], seed=3, max_runs=8)
+    workloads = (Coding.small(), Composite.small(), Search.small(), Summarize.small())
+    schedule = Schedule(Load((Stream(workloads, Closed(2), runs=8),), seed=3))
     planned = Counter()
-    while run := schedule.next_run():
+    while start := schedule.take(0, 0.0):
+        run = schedule.plan(start)
         planned[run.workflow, frozenset((c.node, c.step, c.parents, c.max_tokens) for c in run.calls)] += 1
     arrived = Counter()
     for arrivals in stub.runs().values():
