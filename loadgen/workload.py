@@ -1,28 +1,42 @@
 """What a workload is: a way to plan runs, each a DAG of calls whose prompts grow out of earlier answers. No I/O."""
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar, Protocol, Self
 
-Message = dict[str, str]
-Outputs = Mapping[str, str]  # node -> its answer
+from loadgen import prompt
+from loadgen.prompt import Message, Outputs, Piece
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
     """One request of a run.
 
-    `messages` is given the answers so far and may read those of `parents` only. `after` names calls that must have been
-    answered first although nothing of theirs is used, as when a person asks one thing at a time.
+    Its prompt may hold answers of `parents` only. `after` names calls that must have been answered first although
+    nothing of theirs is used, as when a person asks one thing at a time. It is sent `pause_s` after the last of both
+    (after the run's beginning, where there is none): the time that a person or a tool takes.
     """
 
     node: str
     step: str
     max_tokens: int
-    messages: Callable[[Outputs], list[Message]]
+    prompt: tuple[Piece, ...]
     parents: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    pause_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1 or not self.prompt:
+            raise ValueError(f"{self.node!r} needs a prompt and max_tokens of at least 1, got {self.max_tokens}")
+        if not 0 <= self.pause_s < float("inf"):
+            raise ValueError(f"pause_s of {self.node!r} must be 0 s or more, got {self.pause_s}")
+        quoted = {piece.answer_of for piece in self.prompt if piece.answer_of is not None}
+        if strange := quoted.difference(self.parents):
+            raise ValueError(f"{self.node!r} quotes {min(strange)!r}, which is not one of its parents")
+
+    def messages(self, outputs: Outputs) -> list[Message]:
+        """The prompt as a chat, with lengths that are about right for any tokenizer."""
+        return prompt.messages(self.prompt, outputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +74,14 @@ class Workload(Protocol):
     @classmethod
     def small(cls) -> Self:
         """A shape of the same kind that a small model on two CPU cores serves in seconds."""
+        ...
+
+    def sized(self, input_tokens: int | None = None, output_tokens: int | None = None) -> Self:
+        """The same workload with other lengths: the knobs of a campaign. None leaves what is.
+
+        What is the input depends on the workload and stands in its description. Raises ValueError for a length that it
+        cannot have.
+        """
         ...
 
     def plan(self, rng: Random, number: int = 0) -> Run: ...
