@@ -12,11 +12,11 @@ of `{"kind": "load" | "request" | "run" | "sample", ...}`, the load first, with 
   (`attributed`), of an `estimated` or `emulated` device. Samples are the devices' own cumulative counters and
   know nothing of requests: the difference over a run's interval is what the paper reports (it counts overlapping runs
   in each other).
-- A load is valid if the generator was not the bottleneck and nothing else spoilt it; `reasons` say what did
+- A load is valid if the generator was not the bottleneck and little failed; else `reasons` say what spoilt it
   (`loadgen.validity`). An invalid load keeps all of its records.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -146,7 +146,8 @@ class LoadRecord:
     `load` is `Load.describe()`. `window_s` is when it was in its steady state: from the end of its warm-up until it
     could first not be kept up, as a user found no run left, or the last arrival. `facts` are the driver's own words on
     what it drove: engine, settings, machine, versions. `exact_lengths`: prompts had exactly the tokens that the
-    workload asks for (token ids), else about (four characters a token).
+    workload asks for (token ids), else about (four characters a token). `lag_p99_s` is how much later than it
+    wanted the generator woke up, `cpu_share` how much of one core it took (the worst worker's).
     """
 
     driver: Driver
@@ -159,6 +160,7 @@ class LoadRecord:
     start_delay_p50_s: float | None = None
     start_delay_p99_s: float | None = None
     start_delay_max_s: float | None = None
+    lag_p99_s: float | None = None
     cpu_share: float | None = None
     valid: bool
     reasons: tuple[str, ...] = ()
@@ -197,6 +199,36 @@ def sum_energy(parts: Iterable[Energy | None]) -> Energy | None:
         by_component=components,
         active_joules=sum(active) if len(active) == len(known) else None,
     )
+
+
+def of_run(
+    run: str, workflow: str, requests: Sequence[RequestRecord], intended_s: float, ended_s: float, outcome: Outcome
+) -> RunRecord:
+    """The record of a run from those of its requests, of which there is at least one."""
+    return RunRecord(
+        stream=requests[0].stream,
+        number=requests[0].number,
+        workflow=workflow,
+        run=run,
+        intended_s=intended_s,
+        started_s=min(request.started_s for request in requests),
+        ended_s=ended_s,
+        requests=len(requests),
+        outcome=outcome,
+        prompt_tokens=_sum(request.prompt_tokens for request in requests),
+        cached_tokens=_sum(request.cached_tokens for request in requests),
+        output_tokens=_sum(request.output_tokens for request in requests),
+        energy=sum_energy(request.energy for request in requests),
+    )
+
+
+def _sum(counts: Iterable[int | None]) -> int | None:
+    total = 0
+    for count in counts:
+        if count is None:
+            return None
+        total += count
+    return total
 
 
 def write(path: Path, result: Result) -> None:

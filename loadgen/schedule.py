@@ -40,17 +40,23 @@ class Stream:
 
 @dataclass(frozen=True)
 class Load:
-    """Streams side by side. No run begins after `seconds` (None: until every stream has had its runs)."""
+    """Streams side by side. No run begins after `seconds` (None: until every stream has had its runs).
+
+    Runs that are under way then are finished. The first `warm_up_s` are left out of what is reported as steady.
+    """
 
     streams: tuple[Stream, ...]
     seed: int | str = 0
     seconds: float | None = None
+    warm_up_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.streams:
             raise ValueError("a load needs at least one stream")
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"seconds must be above 0, or None for no limit, got {self.seconds}")
+        if not 0 <= self.warm_up_s < (self.seconds or float("inf")):
+            raise ValueError(f"warm_up_s must be 0 or more and less than seconds, got {self.warm_up_s}")
 
     @property
     def ends(self) -> bool:
@@ -68,7 +74,7 @@ class Load:
             }
             for stream in self.streams
         ]
-        return {"streams": streams, "seed": self.seed, "seconds": self.seconds}
+        return {"streams": streams, "seed": self.seed, "seconds": self.seconds, "warm_up_s": self.warm_up_s}
 
 
 @dataclass(frozen=True, slots=True)

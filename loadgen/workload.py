@@ -89,18 +89,25 @@ class Workload(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """A call that should be sent now, and whether it is the last that its run sends."""
+    """A call that should be sent at `due_s`, and whether it is the last that its run sends."""
 
     call: Call
     final: bool
+    due_s: float = 0.0
 
 
 class Execution:
-    """A run under way: which calls may go now, and the answers so far. Each call is handed out once."""
+    """A run under way since `at_s`: which calls may go, and the answers so far. Each call is handed out once.
 
-    def __init__(self, run: Run) -> None:
+    A call is due when the last answer that it waits for came, and its pause after that; `take_ready` hands it out as
+    soon as the answers are there.
+    """
+
+    def __init__(self, run: Run, at_s: float = 0.0) -> None:
         self.run = run
         self.outputs: dict[str, str] = {}
+        self._at_s = at_s
+        self._answered_s: dict[str, float] = {}
         self._waiting = list(run.calls)
 
     @property
@@ -112,10 +119,15 @@ class Execution:
         ready = [call for call in self._waiting if all(node in self.outputs for node in (*call.parents, *call.after))]
         self._waiting = [call for call in self._waiting if call not in ready]
         last = len(ready) - 1 if not self._waiting else None
-        return [Dispatch(call, final=index == last) for index, call in enumerate(ready)]
+        return [Dispatch(call, index == last, self._due_s(call)) for index, call in enumerate(ready)]
 
-    def answer(self, node: str, text: str) -> None:
+    def answer(self, node: str, text: str, at_s: float = 0.0) -> None:
         self.outputs[node] = text
+        self._answered_s[node] = at_s
+
+    def _due_s(self, call: Call) -> float:
+        waited = [self._answered_s[node] for node in (*call.parents, *call.after)]
+        return max(waited, default=self._at_s) + call.pause_s
 
 
 def tags(run_id: str, workflow: str, dispatch: Dispatch) -> dict[str, str]:
