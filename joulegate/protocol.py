@@ -10,6 +10,8 @@ from proxy.client import TELL_WHEN_GONE
 from proxy.refusal import error_object
 
 _FAREWELL_S = 1.0
+_FIRST_CALL_S = 1.0  # at the end, for the request of a connection that never had one
+_LAST_CALL_S = 0.1  # and for one that is on its way on a connection in use
 
 
 class _HeadWithBody(asyncio.Transport):
@@ -64,6 +66,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
         _in_head = True
         _outside_body = 0  # bytes since the message began or since the last byte of a body
         _deadline: asyncio.TimerHandle | None = None
+        _ending = False
 
         def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(_HeadWithBody(transport, self.loop))
@@ -72,8 +75,20 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
             self._deadline = self.loop.call_later(header_seconds, self._too_slow)
 
         def shutdown(self) -> None:
-            super().shutdown()
-            if self.transport.is_closing():
+            """End once what is under way is answered, and what the client may have sent that was not read yet."""
+            self._ending = True
+            if self._idle:
+                self.loop.call_later(_FIRST_CALL_S if self.cycle is None else _LAST_CALL_S, self._end_idle)
+            else:
+                super().shutdown()
+
+        @property
+        def _idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _end_idle(self) -> None:
+            if self._idle:
+                self.transport.close()
                 # Over TLS it would wait half a minute for a farewell that a pool of idle connections never sends.
                 self.loop.call_later(_FAREWELL_S, self.transport.abort)
 
@@ -102,6 +117,8 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
             self._met_deadline()
             self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]
             super().on_headers_complete()
+            if self._ending:
+                self.cycle.keep_alive = False
 
         def on_body(self, body: bytes) -> None:
             self._outside_body = 0
@@ -127,7 +144,7 @@ def bounded(header_bytes: int, header_seconds: float) -> type[HttpToolsProtocol]
             """End the connection; say why unless that would fall into an answer that is under way."""
             if self.transport.is_closing():
                 return
-            if self._in_head and (self.cycle is None or self.cycle.response_complete):
+            if self._in_head and self._idle:
                 body = error_object(status, message, code)
                 head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\nconnection: close\r\n"
                 self.transport.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)

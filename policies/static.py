@@ -26,4 +26,9 @@ class Static(BaseModel):
     power_limit_w: Mapping[Gpu, Watts] = {}
 
     def decide(self, signals: Signals, state: None) -> tuple[Decision, None]:
-        return Decision(self.in_flight, self.max_tokens, self.power_limit_w, reason="static table"), None
+        return Decision(
+            in_flight=self.in_flight,
+            max_tokens=self.max_tokens,
+            power_limit_w=self.power_limit_w,
+            reason="static table",
+        ), None

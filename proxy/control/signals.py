@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from policies.interface import DeviceSignals, EngineSignals, Signals, WorkflowSignals
+from policies.interface import DeviceSignals, EngineSignals, QueueSignals, Signals
 from proxy.route import Lane
 
 
@@ -24,8 +24,8 @@ def _engine(lane: Lane) -> EngineSignals:
     gate, sample = lane.gate, lane.sample
     return EngineSignals(
         up=lane.up,
-        workflows={
-            name: WorkflowSignals(in_flight=gate.in_flight.get(name, 0), queued=gate.queued(name))
+        queues={
+            name: QueueSignals(in_flight=gate.in_flight.get(name, 0), queued=gate.queued(name))
             for name in gate.workflows()
         },
         running=sample.running if sample else None,

@@ -116,6 +116,19 @@ def test_with_a_socket_that_is_handed_over_nobody_is_refused(engine: Engine, tmp
             old.stop()
 
 
+def test_who_has_connected_and_not_asked_yet_is_answered(make_gateway: Callable[..., Gateway], engine: Engine) -> None:
+    gateway = make_gateway(before(engine))
+    url = httpx.URL(gateway.url)
+    with socket.create_connection((url.host, url.port or 80), timeout=10) as client:
+        until(lambda: gateway.http.get("/healthz").status_code == 200)  # by now the connection was taken
+        gateway.process.send_signal(signal.SIGTERM)
+        until(lambda: not listens(url.port or 80))
+        client.sendall(b"GET /healthz HTTP/1.1\r\nhost: gateway\r\n\r\n")
+        reply = b"".join(iter(lambda: client.recv(4096), b""))
+        assert reply.startswith(b"HTTP/1.1 200 ") and b"\r\nconnection: close\r\n" in reply
+    gateway.stop()
+
+
 @pytest.mark.scripted
 def test_queued_requests_are_served_before_the_end(make_gateway: Callable[..., Gateway], engine: Engine) -> None:
     gateway = make_gateway(before(engine, limits={"in_flight": 1}))

@@ -27,7 +27,9 @@ def test_static_gives_its_table_and_nothing_else() -> None:
     policy = load_policy("static", TABLE)
     assert isinstance(policy, Static)
     decision, state = policy.decide(Signals(now=1.0), None)
-    assert decision == Decision({"search": 4}, {"search": 200}, {"h1/gpu:0": 400.0}, reason="static table")
+    assert decision == Decision(
+        {"search": 4}, max_tokens={"search": 200}, power_limit_w={"h1/gpu:0": 400.0}, reason="static table"
+    )
     assert policy.decide(Signals(now=2.0), state) == (decision, None)
 
 

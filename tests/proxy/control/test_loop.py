@@ -24,7 +24,7 @@ from proxy.route import Lane
 from proxy.upstream import Upstream
 
 GPU = "h1/gpu:0"
-TABLE = Decision({"search": 2}, {"search": 100}, {GPU: 400.0}, reason="a table")
+TABLE = Decision({"search": 2}, max_tokens={"search": 100}, power_limit_w={GPU: 400.0}, reason="a table")
 
 
 @dataclass
@@ -100,7 +100,7 @@ async def test_a_decision_reaches_gates_ceilings_and_gpus(stage: Callable[..., S
 
 
 async def test_attribution_is_told_what_the_device_works_under(stage: Callable[..., Stage]) -> None:
-    here = stage(says(TABLE), says(TABLE), says(Decision({}, {}, {GPU: 9000.0})), says(Decision()))
+    here = stage(says(TABLE), says(TABLE), says(Decision(power_limit_w={GPU: 9000.0})), says(Decision()))
     here.knob.ceiling_w = 381.0
     for told in ([(GPU, "380 W")], [(GPU, "380 W")], [], [(GPU, "")]):
         here.settings.clear()
@@ -221,7 +221,7 @@ def test_signals_say_what_gates_and_engines_are_like() -> None:
     quiet.up = False
     signals = observe(7.0, [busy, quiet], {GPU: 250.0}, {"h1/gpu:1": 300.0})
     assert signals.now == 7.0
-    flying = {name: (seen.in_flight, seen.queued) for name, seen in signals.engines["busy"].workflows.items()}
+    flying = {name: (seen.in_flight, seen.queued) for name, seen in signals.engines["busy"].queues.items()}
     assert flying == {"search": (1, 1), "other": (1, 0), "coding": (0, 0)}
     assert (signals.engines["busy"].running, signals.engines["busy"].kv_usage) == (2.0, 0.5)
     assert not signals.engines["quiet"].up and signals.engines["quiet"].running is None
