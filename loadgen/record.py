@@ -202,16 +202,24 @@ def sum_energy(parts: Iterable[Energy | None]) -> Energy | None:
 
 
 def of_run(
-    run: str, workflow: str, requests: Sequence[RequestRecord], intended_s: float, ended_s: float, outcome: Outcome
+    *,
+    stream: int,
+    number: int,
+    workflow: str,
+    run: str,
+    intended_s: float,
+    ended_s: float,
+    outcome: Outcome,
+    requests: Sequence[RequestRecord],
 ) -> RunRecord:
-    """The record of a run from those of its requests, of which there is at least one."""
+    """The record of a run from those of its requests."""
     return RunRecord(
-        stream=requests[0].stream,
-        number=requests[0].number,
+        stream=stream,
+        number=number,
         workflow=workflow,
         run=run,
         intended_s=intended_s,
-        started_s=min(request.started_s for request in requests),
+        started_s=min((request.started_s for request in requests), default=intended_s),
         ended_s=ended_s,
         requests=len(requests),
         outcome=outcome,
@@ -234,31 +242,40 @@ def _sum(counts: Iterable[int | None]) -> int | None:
 def write(path: Path, result: Result) -> None:
     """The result as JSON lines, all of it or nothing."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as out:
-        for kind, record in _lines(result):
-            out.write(orjson.dumps({"kind": kind, **asdict(record)}, option=orjson.OPT_APPEND_NEWLINE))
+    part.write_bytes(as_bytes(result))
     part.replace(path)
+
+
+def as_bytes(result: Result) -> bytes:
+    return b"".join(
+        orjson.dumps({"kind": kind, **asdict(record)}, option=orjson.OPT_APPEND_NEWLINE)
+        for kind, record in _lines(result)
+    )
 
 
 def read(path: Path) -> Result:
     """A result as `write` left it. Raises RecordError."""
-    kept: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
     try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                try:
-                    fields: dict[str, Any] = orjson.loads(line)
-                    kind = fields.pop("kind")
-                    kept[kind].append(_KINDS[kind].validate_python(fields))
-                except ValidationError as error:
-                    first = error.errors()[0]
-                    raise RecordError(f"{path}, line {number}: {first['loc'][0]}: {first['msg']}") from None
-                except (orjson.JSONDecodeError, KeyError, TypeError):
-                    raise RecordError(f"{path}, line {number} is not a record of a load") from None
+        return of_bytes(path.read_bytes(), str(path))
     except OSError as error:
         raise RecordError(f"{path} cannot be read: {error}") from None
+
+
+def of_bytes(data: bytes, name: str = "the record") -> Result:
+    """A result as `as_bytes` made it; `name` is what it is called in errors. Raises RecordError."""
+    kept: dict[str, list[Any]] = {kind: [] for kind in _KINDS}
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            fields: dict[str, Any] = orjson.loads(line)
+            kind = fields.pop("kind")
+            kept[kind].append(_KINDS[kind].validate_python(fields))
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise RecordError(f"{name}, line {number}: {first['loc'][0]}: {first['msg']}") from None
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            raise RecordError(f"{name}, line {number} is not a record of a load") from None
     if len(kept["load"]) != 1:
-        raise RecordError(f"{path} must hold one load, it holds {len(kept['load'])}")
+        raise RecordError(f"{name} must hold one load, it holds {len(kept['load'])}")
     return Result(kept["load"][0], tuple(kept["request"]), tuple(kept["run"]), tuple(kept["sample"]))
 
 

@@ -119,6 +119,11 @@ class Schedule:
         streams = enumerate(self.load.streams)
         return [(index, one.arrivals) for index, one in streams if isinstance(one.arrivals, Closed)]
 
+    def runs(self, stream: int) -> int | None:
+        """How many runs of a stream are this worker's; None where nothing but time limits them."""
+        runs = self.load.streams[stream].runs
+        return None if runs is None else len(range(self._worker, runs, self._workers))
+
     def plan(self, start: Start) -> Run:
         """The calls of a run."""
         workloads = self.load.streams[start.stream].workloads

@@ -218,7 +218,16 @@ class _Driver:
         running.over = True
         execution, start = running.execution, running.start
         self._runs.append(
-            of_run(running.name, execution.run.workflow, running.requests, start.at_s, self._now, outcome)
+            of_run(
+                stream=start.stream,
+                number=start.number,
+                workflow=execution.run.workflow,
+                run=running.name,
+                intended_s=start.at_s,
+                ended_s=self._now,
+                outcome=outcome,
+                requests=running.requests,
+            )
         )
         arrivals = self._load.streams[start.stream].arrivals
         if isinstance(arrivals, Closed):
