@@ -13,6 +13,7 @@ import logging
 from dataclasses import replace
 from os import environ
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import gevent
@@ -39,9 +40,11 @@ except catalog.CatalogError as error:
 KEY_VARIABLE = "JOULEGATE_KEY"  # read when needed, not as an option's default, which the web page would show
 HOST = "http://127.0.0.1:8080"
 DONE, RESULT = "joulegate_done", "joulegate_result"  # what a worker tells its master
+FINISH = "joulegate_finish"  # what a master tells its workers
+GATHER_S = 60.0
 
 drive: Drive | None = None  # of this process's test; a master has none
-results: list[Result] = []  # that a master got
+results: list[Result | None] = []  # that a master got; None of a worker whose test could not begin
 done: set[str] = set()  # workers that have nothing left to do
 
 
@@ -86,9 +89,15 @@ def add_options(parser: Any) -> None:
 
 @events.init.add_listener
 def listen(environment: Environment, runner: Runner, **_: Any) -> None:
+    def take(environment: Environment, msg: Any) -> None:
+        record = msg.data["record"]
+        results.append(of_bytes(record) if record else None)
+
     if isinstance(runner, MasterRunner):
         runner.register_message(DONE, lambda environment, msg: worker_is_done(environment, msg.node_id))
-        runner.register_message(RESULT, lambda environment, msg: results.append(of_bytes(msg.data["record"])))
+        runner.register_message(RESULT, take)
+    elif isinstance(runner, WorkerRunner):
+        runner.register_message(FINISH, lambda environment, msg: runner.stop(), concurrent=True)
 
 
 @events.test_start.add_listener
@@ -118,23 +127,33 @@ def begin(environment: Environment, **_: Any) -> None:
     drive = begun
 
 
+@events.test_stopping.add_listener
+def gather(environment: Environment, **_: Any) -> None:
+    """Before a master ends its workers, which it does without waiting for what they have to say."""
+    runner = environment.runner
+    if isinstance(runner, MasterRunner):
+        runner.send_message(FINISH)
+        until = perf_counter() + GATHER_S
+        while len(results) < runner.worker_count and perf_counter() < until:
+            gevent.sleep(0.05)
+
+
 @events.test_stop.add_listener
 def end(environment: Environment, **_: Any) -> None:
     options, runner = environment.parsed_options, environment.runner
     assert options is not None
     if isinstance(runner, MasterRunner):
-        if results:
-            tell(merge(results), options.record)
+        if known := [result for result in results if result is not None]:
+            tell(merge(known), options.record)
         return
-    if drive is None:
-        return
-    result = drive.finish()
-    outcomes = drive.outcomes
-    log.info("%d runs complete, %d failed, %d cut off", outcomes["ok"], outcomes["failed"], outcomes["cut"])
+    result = None if drive is None else drive.finish()
+    if drive is not None:
+        outcomes = drive.outcomes
+        log.info("%d runs complete, %d failed, %d cut off", outcomes["ok"], outcomes["failed"], outcomes["cut"])
     if isinstance(runner, WorkerRunner):
-        runner.send_message(RESULT, {"record": as_bytes(result)})
-    else:
-        tell(replace(result, load=replace(result.load, driver="locust")), options.record)
+        runner.send_message(RESULT, {"record": as_bytes(result) if result else b""})
+    elif result:
+        tell(result, options.record)
 
 
 class WorkflowUser(User):
@@ -249,7 +268,7 @@ def tell(result: Result, file: str) -> None:
     for reason in load.reasons:
         log.error("this load is not valid: %s", reason)
     if file:
-        write(Path(file), result)
+        write(Path(file), replace(result, load=replace(load, driver="locust")))
 
 
 def fail(environment: Environment, why: str) -> None:
