@@ -21,27 +21,27 @@ class Lengths:
 
     def __init__(self, tokenize: Callable[[str], list[int]]) -> None:
         self._tokenize = tokenize
-        self._ids = lru_cache(KEPT_TEXTS)(self._exactly)
-        self._filler: list[int] = []
+        self._ids = lru_cache(KEPT_TEXTS)(tokenize)
 
     def prompt(self, call: Call, outputs: Outputs) -> list[int]:
         """The ids of a call's prompt."""
         return [token for piece in call.prompt for token in self._of(piece, outputs)]
 
     def _of(self, piece: Piece, outputs: Outputs) -> list[int]:
-        if piece.answer_of is None:
-            return self._ids(piece.text, piece.tokens)
-        answer = outputs[piece.answer_of]
-        return self._tokenize(answer)[: piece.tokens] if answer else []
+        if piece.answer_of is not None:
+            answer = outputs[piece.answer_of]
+            return self._tokenize(answer)[: piece.tokens] if answer else []
+        ids = self._ids(piece.text)
+        return ids if piece.tokens is None else self._exactly(ids, piece.tokens)
 
-    def _exactly(self, text: str, tokens: int | None) -> list[int]:
-        ids = self._tokenize(text)
-        if tokens is None:
-            return ids
-        if not self._filler:
-            self._filler = self._tokenize(" " + corpus.passage(Random("filler"), FILLER_TOKENS))
-            if not self._filler:
-                raise ValueError("the tokenizer makes no tokens of a text")
+    def _exactly(self, ids: list[int], tokens: int) -> list[int]:
         while len(ids) < tokens:
-            ids = ids + self._filler[: tokens - len(ids)]
+            filler = self._ids(_filler())
+            if not filler:
+                raise ValueError("the tokenizer makes no tokens of a text")
+            ids = ids + filler[: tokens - len(ids)]
         return ids[:tokens]
+
+
+def _filler() -> str:
+    return " " + corpus.passage(Random("filler"), FILLER_TOKENS)

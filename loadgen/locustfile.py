@@ -29,6 +29,7 @@ from loadgen.client import Target
 from loadgen.http import PAUSE_AFTER_FAILURE_S, Drive, Listeners
 from loadgen.merge import merge
 from loadgen.record import RequestRecord, Result, RunRecord, as_bytes, of_bytes, write
+from loadgen.replay import Replay
 from loadgen.schedule import Load, Schedule, Stream
 
 log = logging.getLogger(__name__)
@@ -203,9 +204,15 @@ def load_of(options: Any) -> Load:
     lengths = (options.input_tokens or None, options.output_tokens or None)
     chosen = catalog.chosen_fields(options.set)
     workloads = tuple(catalog.workload(name, options.size, chosen, *lengths) for name in names)
-    arrivals: Arrivals = Closed(1, options.think) if options.arrivals == "closed" else parse(options.arrivals)
-    if isinstance(arrivals, Closed) and options.arrivals != "closed":
-        raise ValueError("closed users are Locust's own: --users 16 --arrivals closed")
+    arrivals: Arrivals
+    if options.arrivals == "closed":
+        arrivals = Closed(1, options.think)
+    elif options.arrivals == "recorded" and isinstance(workloads[0], Replay):
+        arrivals = workloads[0].arrivals()
+    else:
+        arrivals = parse(options.arrivals)
+        if isinstance(arrivals, Closed):
+            raise ValueError("closed users are Locust's own: --users 16 --arrivals closed")
     return Load((Stream(workloads, arrivals, options.max_runs if options.max_runs > 0 else None),), options.seed)
 
 

@@ -6,7 +6,6 @@ The same pieces give a chat's messages, token ids of exactly those lengths, or w
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 from loadgen import corpus
 
@@ -25,7 +24,7 @@ class Piece:
     text: str = ""
     tokens: int | None = None
     answer_of: str | None = None
-    role: Literal["system", "user"] = "user"
+    role: str = "user"
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens < 1:

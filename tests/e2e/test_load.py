@@ -18,6 +18,7 @@ from loadgen.arrivals import Closed, Poisson
 from loadgen.client import Target
 from loadgen.coding import Coding
 from loadgen.http import run
+from loadgen.recorded import recorded_runs
 from loadgen.schedule import Load, Stream
 from loadgen.search import Search
 
@@ -67,3 +68,9 @@ def test_totals_of_a_load_are_those_of_the_ledger_and_of_prometheus(
     assert counted["joulegate_workflow_energy_joules_total"] == pytest.approx(joules, abs=1e-5)
     seen = {sample.component for sample in result.samples}
     assert seen == {"gpu", "cpu", "dram"} and all(sample.quality == "emulated" for sample in result.samples)
+
+    again = recorded_runs(str(gateway.folder / "ledger.sqlite"))
+    assert Counter(one.workflow for one in again) == {"coding": 3, "search": 4}
+    assert sum(len(one.calls) for one in again) == len(result.requests)
+    reviewers = [one for recorded in again for one in recorded.calls if one.call.step == "reviewer"]
+    assert reviewers and all(len(one.waits_for) == 2 for one in reviewers)

@@ -17,6 +17,7 @@ from loadgen.coding import Coding
 from loadgen.composite import Composite
 from loadgen.own import OwnTextsError
 from loadgen.prompt import about_tokens
+from loadgen.replay import Replay
 from loadgen.request import Request
 from loadgen.search import PARTS, Search, all_queries, system_prompt
 from loadgen.summarize import Summarize
@@ -259,7 +260,7 @@ def test_impossible_shapes_are_refused(wrong) -> None:
 def test_all_are_registered() -> None:
     pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     registered = pyproject["project"]["entry-points"]["joulegate.workloads"]
-    assert registered.keys() == {kind.name for kind in ALL}
+    assert registered.keys() == {kind.name for kind in (*ALL, Replay)}
     for name, target in registered.items():
         module, _, attribute = target.partition(":")
         assert getattr(import_module(module), attribute).name == name
