@@ -21,7 +21,7 @@ serve: $(VENV)/.run  ## gateway and small model, for an application of your own
 
 test: $(VENV)/.dev tools  ## everything that is checked: lint, types, tests
 	$(MAKE) lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-emulated: $(VENV)/.dev tools  ## the gateway's end-to-end tests with the emulated engine in the scripted one's place
 	E2E_ENGINE=emulated $(BIN)/python -m pytest -q tests/e2e
@@ -87,7 +87,7 @@ tools:
 # What the gateway adds to an engine, beside its peers; `make bench-proxy BENCH="--soak"` (or --quick) for more (or less).
 PEERS := .venv-peers
 BENCH ?=
-.PHONY: bench-proxy bench-ledger bench-cancel bench-peers bench-emulator bench-attribution
+.PHONY: bench-proxy bench-ledger bench-cancel bench-peers bench-emulator bench-attribution bench-overhead
 
 bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, beside nginx, vllm-router and litellm
 	@$(BIN)/python -m benchmarks.proxy $(BENCH)
@@ -100,6 +100,9 @@ bench-cancel: $(VENV)/.dev  ## how soon an engine stops working for a client tha
 
 bench-attribution: $(VENV)/.dev  ## how right the split is, against exact Shapley values on the emulated H200 (five minutes)
 	@$(BIN)/python -m benchmarks.attribution $(BENCH)
+
+bench-overhead: $(VENV)/.dev  ## what metering costs, by part: CPU with 1,000 and with 100 requests in flight (three minutes)
+	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
 bench-emulator: $(VENV)/.dev  ## how well the emulator meets what was measured, how fast it is, what its server costs (five minutes)
 	@$(BIN)/python -m benchmarks.emulator calibration

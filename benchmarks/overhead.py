@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any, TypeVar
 
 import orjson
@@ -43,6 +44,7 @@ T = TypeVar("T")
 READ_HZ, METRICS_HZ = 10, 2
 TOKENS_S, TOKENS = 20, 256  # of a stream: a second, and in all on average
 PROMPT = 700
+STRETCH_S = 10
 BARS = {1000: 3.0, 100: 1.0}  # requests in flight -> percent of a core
 GPU, CPU = "h1/gpu:0", "h1/cpu:0"
 RESULT = Path("docs/results/overhead/overhead.json")
@@ -109,8 +111,8 @@ class _Source:
 class Stage:
     """A meter with all that it feeds, and the streams that are in flight."""
 
-    def __init__(self, folder: Path, in_flight: int, costs: Costs) -> None:
-        self.now, self.costs, self.raw_uj = 1_000_000.0, costs, {GPU: 0, CPU: 0}
+    def __init__(self, folder: Path, in_flight: int, costs: Costs, pause_s: float = 0.0) -> None:
+        self.now, self.costs, self.raw_uj, self._pause_s = 1_000_000.0, costs, {GPU: 0, CPU: 0}, pause_s
         self.rng = random.Random(1)
         clock.now = lambda: self.now
         source = _Source(self)
@@ -187,6 +189,7 @@ class Stage:
         spent = 0.0
         for tick in range(READ_HZ):
             self.relay(tick)
+            await asyncio.sleep(self._pause_s)
             begun = time.process_time()
             await self.meter.read()
             spent += time.process_time() - begun
@@ -211,42 +214,47 @@ def _timed_steps(costs: Costs, part: str, steps: Any) -> Any:
         yield one
 
 
-async def _measure(in_flight: int, seconds: int) -> dict[str, float]:
-    costs = Costs()
+async def _measure(in_flight: int, seconds: int, pause_s: float) -> dict[str, float]:
+    costs, stretches = Costs(), list[dict[str, float]]()
     with tempfile.TemporaryDirectory() as folder:
-        stage = Stage(Path(folder), in_flight, costs)
+        stage = Stage(Path(folder), in_flight, costs, pause_s)
         for _ in range(15):  # until the first have ended, and windows settle as fast as they come
             await stage.second()
-        costs.seconds.clear()
         calm_collector()
-        spent = 0.0
-        for _ in range(seconds):
-            spent += await stage.second()
-        parts = dict(costs.seconds)
+        for _ in range(max(1, seconds // STRETCH_S)):
+            costs.seconds.clear()
+            spent = 0.0
+            for _ in range(STRETCH_S):
+                spent += await stage.second()
+            parts = {**costs.seconds, "all else": spent - sum(costs.seconds.values()), "all": spent}
+            stretches.append({part: cpu_s / STRETCH_S * 100 for part, cpu_s in parts.items()})
         for device, uj in stage.meter.counter_uj().items():
             assert uj == sum(stage.meter.committed[device]) + stage.meter.open_uj()[device], "the books balance"
         await stage.meter.close()
-    known = sum(parts.values())
-    return {part: cpu_s / seconds * 100 for part, cpu_s in {**parts, "all else": spent - known, "all": spent}.items()}
+    return {part: median(stretch.get(part, 0.0) for stretch in stretches) for part in stretches[0]}
 
 
-def measure(in_flight: int, seconds: int) -> dict[str, float]:
-    """Percent of one core by part, `all` together, with so many requests in flight all the time."""
+def measure(in_flight: int, seconds: int, pause_s: float = 0.0) -> dict[str, float]:
+    """Percent of one core by part, `all` together, with so many requests in flight all the time.
+
+    Medians of stretches of ten seconds: on a machine that others use too, caches are lost now and then.
+    """
     real = clock.now
     try:
-        return asyncio.run(_measure(in_flight, seconds))
+        return asyncio.run(_measure(in_flight, seconds, pause_s))
     finally:
         clock.now = real
 
 
 def main(
-    seconds: Annotated[int, typer.Option(min=5, help="of virtual time, after 15 to warm up")] = 60,
+    seconds: Annotated[int, typer.Option(min=10, help="of virtual time, after 15 to warm up")] = 60,
     in_flight: Annotated[list[int] | None, typer.Option(help="requests; may be given several times")] = None,
+    pause: Annotated[float, typer.Option(help="seconds of rest before each reading: caches go cold")] = 1 / READ_HZ,
     result: Annotated[Path, typer.Option(help="where the figures go, as JSON")] = RESULT,
 ) -> None:
     """What metering costs, by part, in percent of one core."""
     console, counts = Console(), in_flight or list(BARS)
-    load, found = machine.load(), {count: measure(count, seconds) for count in counts}
+    load, found = machine.load(), {count: measure(count, seconds, pause) for count in counts}
     table = Table(title="CPU in percent of one core", title_justify="left")
     table.add_column("requests in flight")
     for count in counts:
@@ -266,7 +274,13 @@ def main(
     ]
     print_bars(console, bars)
     result.parent.mkdir(parents=True, exist_ok=True)
-    told = {"machine": machine.describe(), "load": load, "seconds": seconds, "percent_of_a_core": found}
+    told = {
+        "machine": machine.describe(),
+        "load": load,
+        "seconds": seconds,
+        "pause_s": pause,
+        "percent_of_a_core": found,
+    }
     result.write_bytes(
         orjson.dumps(told, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_NON_STR_KEYS)
     )

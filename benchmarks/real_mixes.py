@@ -4,7 +4,7 @@
 
 A running vLLM, the gateway before it in `observe`. Prompts are token ids of exact lengths. Writes `trace.jsonl.gz`, in
 which every line is marked with its scenario, and `mixes.json`: what NVML's counter moved in each, as read here. No
-setting of the GPU is touched.
+setting of the GPU is touched. `python -m benchmarks.rehearsal OUT_DIR` does the same on an emulated GPU.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -93,16 +94,35 @@ class Load:
         await asyncio.gather(*(self.user(getattr(self, cls)) for cls, count in users.items() for _ in range(count)))
 
 
-def nvml_j() -> float:
-    return pynvml.nvmlDeviceGetTotalEnergyConsumption(pynvml.nvmlDeviceGetHandleByIndex(0)) / 1000
+@dataclass(frozen=True)
+class Site:
+    """The GPU under the engine: its name, the host and device by which the gateway knows it, and its counter."""
+
+    gpu: str
+    host: dict[str, Any]
+    device: str
+    counter_j: Callable[[], float]
 
 
-async def measure(engine: str, model: str, out: Path) -> None:
+def here() -> Site:
+    """The first GPU of this machine."""
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+
+    def counter_j() -> float:
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000
+
+    return Site(pynvml.nvmlDeviceGetName(handle), {"local": True}, "local/gpu:0", counter_j)
+
+
+async def measure(engine: str, model: str, site: Site, out: Path, part: float = 1.0) -> None:
+    """Go through all scenarios, each for a `part` of its time."""
     out.mkdir(parents=True, exist_ok=True)
     trace = out / "gateway.jsonl"
     config = {
         "listen": {"host": "127.0.0.1", "port": PORT},
-        "engines": [{"name": "vllm", "kind": "vllm", "url": engine, "devices": ["local/gpu:0"], "models": [model]}],
+        "hosts": {site.device.partition("/")[0]: site.host},
+        "engines": [{"name": "vllm", "kind": "vllm", "url": engine, "devices": [site.device], "models": [model]}],
         "ledger": {"path": str(out / "ledger.sqlite")},
         "energy": {"record": str(trace)},
     }
@@ -121,11 +141,11 @@ async def measure(engine: str, model: str, out: Path) -> None:
             )  # the shared head is cached now
             for name, (seconds, users) in SCENARIOS.items():
                 await asyncio.sleep(GAP_S)
-                began, before = time.time(), nvml_j()
-                await load.scenario(seconds, users)
+                began, before = time.time(), site.counter_j()
+                await load.scenario(seconds * part, users)
                 ended = time.time()
                 await asyncio.sleep(0.3)
-                spans[name] = {"t0": began, "t1": ended, "users": users, "nvml_j": round(nvml_j() - before, 3)}
+                spans[name] = {"t0": began, "t1": ended, "users": users, "nvml_j": round(site.counter_j() - before, 3)}
                 print(name, spans[name], flush=True)
             await asyncio.sleep(8)
             async with session.get(f"http://127.0.0.1:{PORT}/energy/balance") as reply:
@@ -135,7 +155,7 @@ async def measure(engine: str, model: str, out: Path) -> None:
     finally:
         gateway.terminate()
         await asyncio.wait_for(gateway.wait(), 60)
-    seen = {"model": model, "gpu": pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)), "spans": spans}
+    seen = {"model": model, "gpu": site.gpu, "spans": spans}
     (out / "mixes.json").write_text(json.dumps(seen | {"balance": balance, "engines": engines}, indent=1))
     mark(trace, spans, out / "trace.jsonl.gz")
 
@@ -167,5 +187,4 @@ async def _ready(session: aiohttp.ClientSession) -> None:
 
 
 if __name__ == "__main__":
-    pynvml.nvmlInit()
-    asyncio.run(measure(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
+    asyncio.run(measure(sys.argv[1], sys.argv[2], here(), Path(sys.argv[3])))

@@ -83,13 +83,13 @@ class Draw:
             found += standings(self.key_terms, lambda period: self.tenant.spent_uj.get(period, 0), now)
         return found if self.run is None else [*found, *self.run.standings(now)]
 
-    def check(self, now: float) -> int:
-        """Microjoules that are left. Raises Refusal (429) where a limit is spent."""
+    def check(self, now: float) -> int | None:
+        """Microjoules that are left, None where no limit holds any more. Raises Refusal (429) where one is spent."""
         found = self.standings(now)
         if (standing := closed(found)) is not None:
             self.count(standing, "refused")
             raise self.refusal(standing, now)
-        return tightest(found).left_uj
+        return tightest(found).left_uj if found else None
 
     def most_tokens(
         self, serving: Serving | None, in_flight: int, prompt_tokens: int, choices: int, asked: float | None, now: float

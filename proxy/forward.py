@@ -6,7 +6,7 @@ receipt. `client` is its one end, `relay` the other.
 
 import asyncio
 import logging
-import os
+import random
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -98,7 +98,7 @@ class _Exchange:
         self.forward, self.client = forward, client
         self.limits = forward.config.limits
         # The time comes first: the ledger appends to its indices, where random ids would land all over them.
-        self.id = f"req_{time.time_ns() // 1_000_000:012x}{os.urandom(10).hex()}"
+        self.id = f"req_{time.time_ns() // 1_000_000:012x}{random.getrandbits(80):020x}"
         client.extra.append((b"x-joulegate-request-id", self.id.encode()))
         self.caller = ANYONE
         self.entered: Quota | None = None
@@ -253,7 +253,8 @@ class _Exchange:
         except Refusal:
             extra.append((_BUDGET_LEFT, b"0"))
             raise
-        extra.append((_BUDGET_LEFT, b"%.3f" % (left_uj / 1e6)))
+        if left_uj is not None:
+            extra.append((_BUDGET_LEFT, b"%.3f" % (left_uj / 1e6)))
 
     def _candidates(self, model: str | None, trait: Trait) -> list[Lane]:
         try:

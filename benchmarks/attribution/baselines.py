@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from proxy.energy.attribution import WINDOW_S
 from proxy.energy.beat import moved_at
 from proxy.energy.trace import Scenario, Served
+from proxy.energy.windows import WINDOW_S
 
 Floats = NDArray[np.float64]
 

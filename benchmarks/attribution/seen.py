@@ -16,6 +16,7 @@ COUNTER_S = 0.1  # how often the card's counter moves, in whole millijoules
 LOOK_S = 0.097  # how often the gateway looks at it, and up to LATE_S later
 LATE_S = 0.002
 REST_S = 1.5
+CONTEXT_BLOCKS, CONTEXTS = 4096 // BLOCK, (1.0, 1.5, 2.0)  # a cache that is too small holds so many contexts
 GUESS = (0.9, 1.1)  # how well the gateway guesses the prompt of who left without a usage
 
 
@@ -25,7 +26,7 @@ def play(mix: Mix, gpu: GpuPreset, model: ModelPreset) -> tuple[Truth, Scenario]
     replay = Replay(gpu, model)
     settings = replay.machine.settings
     if mix.bent == "evictions":
-        settings = replace(settings, kv_blocks=4096 // BLOCK * rng.choice((3, 4, 6)))
+        settings = replace(settings, kv_blocks=round(CONTEXT_BLOCKS * rng.choice(CONTEXTS)))
     card = Watched(gpu.card, gpu.factors, model.shape)
     replay.machine = Machine(settings, [card])
     users = Users(replay, rng)

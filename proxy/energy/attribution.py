@@ -5,14 +5,12 @@ windows come out. How a window is shared is `share`'s business, what is known of
 """
 
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import takewhile
 from math import inf
 from typing import Any
 
-from proxy.energy.beat import Beat
 from proxy.energy.cpu_part import CpuTime, is_on_cpu
 from proxy.energy.fit import Fit
 from proxy.energy.floor import Floor
@@ -23,37 +21,10 @@ from proxy.energy.provisional import Provisional
 from proxy.energy.serving import Round, Serving
 from proxy.energy.settings import Settings
 from proxy.energy.share import Plan, Settled, Window
+from proxy.energy.windows import GAP_S, Windows, busy_together, joined, worth_it
 from proxy.energy.work import Progress
 
 log = logging.getLogger("joulegate.attribution")
-
-WINDOW_S = (
-    0.5  # busy windows are shared together up to here: at 0.1 s a counter's own steps are a third of what it says
-)
-CROWDED_S = 1.5
-IDLE_S = 1.0  # the power of a device at rest is its mean over about so long
-GAP_S = 5.0  # a device that gave no reading for longer than this has a hole in its books
-
-
-@dataclass(slots=True)
-class _DeviceState:
-    raw_uj: int
-    seen: float  # last reading
-    cut: float  # end of the last window
-    settled: float  # everything until here is settled
-    counter_uj: int = 0  # all that the counter moved, from the raw readings alone
-    windows: deque[Window] = field(default_factory=deque)
-    beat: Beat = field(default_factory=Beat)
-    idle_w: float | None = None  # with nothing in flight, of late
-    company: int = 0  # attempts in flight since `cut`, when that was last counted
-    company_at: int = 0  # attempts started in all, at that time
-
-    def rests(self, window: Window) -> None:
-        """Nothing was in flight in a window."""
-        seconds = window.t1 - window.t0
-        power_w = window.delta_uj / 1e6 / seconds
-        part = min(1.0, seconds / IDLE_S)
-        self.idle_w = power_w if self.idle_w is None else self.idle_w + part * (power_w - self.idle_w)
 
 
 class Attribution:
@@ -65,7 +36,7 @@ class Attribution:
         self._settle_s = settle_s
         self._longest_window_s = longest_window_s
         self._engines: dict[str, Serving] = {}
-        self._devices: dict[str, _DeviceState] = {}
+        self._devices: dict[str, Windows] = {}
         self._settings = Settings()
         self._withheld: dict[str, str] = {}  # device -> why its joules cannot be shared out
         self._provisional = Provisional()
@@ -135,23 +106,10 @@ class Attribution:
 
     def reading(self, device: str, t: float, raw_uj: int) -> None:
         """A counter's reading. A window ends where the counter moves, or after `longest_window_s` without that."""
-        state = self._devices.get(device)
-        if state is None:
-            self._devices[device] = _DeviceState(raw_uj, t, t, t)
-            return
-        if t <= state.seen:
-            return
-        delta_uj, missed = raw_uj - state.raw_uj, t - state.seen > GAP_S
-        if delta_uj < 0:  # the counter was reset: what it moved meanwhile is not known, and not invented
-            delta_uj, missed = 0, True
-            state.beat.forget()
-        moved_at = state.beat.moved_at(t, delta_uj)
-        state.raw_uj, state.seen = raw_uj, t
-        if delta_uj or missed or t - state.cut >= self._longest_window_s:
-            end = moved_at if delta_uj and moved_at > state.cut else t
-            state.counter_uj += delta_uj
-            state.windows.append(Window(device, state.cut, end, delta_uj, missed))
-            state.cut = end
+        windows = self._devices.get(device)
+        if windows is None:
+            self._devices[device] = Windows.begin(device, t, raw_uj)
+        elif windows.read(t, raw_uj, self._longest_window_s):
             self._provisional.stale = True
 
     def mark(self, t: float) -> None:
@@ -165,9 +123,7 @@ class Attribution:
         Only for a counter that is the same one and outlives the process: else what lies between is no energy.
         """
         gap_uj = max(0, raw_uj - last_raw_uj)
-        state = self._devices[device] = _DeviceState(raw_uj, t, t, t, counter_uj=gap_uj)
-        if gap_uj:
-            state.windows.append(Window(device, t, t, gap_uj, gap=True))
+        self._devices[device] = Windows.begin(device, t, raw_uj, gap_uj)
         return gap_uj
 
     # What comes out -------------------------------------------------------------------------------------------------
@@ -180,15 +136,15 @@ class Attribution:
         """
         round_ = Round(self._engines.values(), now, settling=True)
         for state in [*self._devices.values()]:
-            ready = list(takewhile(lambda window: self._is_ready(window, round_, now), state.windows))
-            for together in _busy_together(ready, round_):
-                settled = self._share(_joined(together), round_)
+            told = list(takewhile(lambda window: self._is_ready(window, round_, now), state.open))
+            for together in busy_together(worth_it(told, round_, self._settle_s), round_):
+                settled = self._share(joined(together), round_)
                 for window in together:
-                    state.windows.popleft()
+                    state.open.popleft()
                     self._provisional.drop(window)
                 state.settled = together[-1].t1
                 yield settled
-            if not state.windows and now - state.seen > GAP_S:
+            if not state.open and now - state.seen > GAP_S:
                 state.settled = max(state.settled, now - GAP_S)  # a lost counter holds nobody up
         for engine in self._engines.values():
             engine.learn(self._settings.now(engine.main_device))
@@ -217,7 +173,7 @@ class Attribution:
 
     def open_uj(self) -> dict[str, int]:
         """Microjoules in windows that are not settled yet."""
-        return {name: sum(w.delta_uj for w in state.windows) for name, state in self._devices.items()}
+        return {name: sum(w.delta_uj for w in state.open) for name, state in self._devices.items()}
 
     def foreign_known(self) -> dict[str, bool]:
         """Whether foreign work on a device could be seen of late: all its engines said how many tokens they made, and
@@ -271,7 +227,7 @@ class Attribution:
     def _on(self, device: str) -> list[Serving]:
         return [engine for engine in self._engines.values() if device in engine.devices]
 
-    def _states(self, engine: Serving) -> list[_DeviceState]:
+    def _states(self, engine: Serving) -> list[Windows]:
         return [self._devices[device] for device in engine.devices if device in self._devices]
 
     def _share(self, window: Window, round_: Round) -> Settled:
@@ -310,9 +266,9 @@ class Attribution:
         self._provisional.stale = False
         round_ = Round(self._engines.values(), now, settling=False)
         for name, state in self._devices.items():
-            new = list(takewhile(lambda window: window not in self._provisional, reversed(state.windows)))
-            for together in _busy_together(new[::-1], round_):
-                plan = None if together[0].gap else self._plan(_joined(together), round_)
+            new = list(takewhile(lambda window: window not in self._provisional, reversed(state.open)))
+            for together in busy_together(new[::-1], round_):
+                plan = None if together[0].gap else self._plan(joined(together), round_)
                 for window in together:
                     self._provisional.add(window, {} if plan is None else plan.predict(window, state.idle_w))
             on = self._on(name)
@@ -340,39 +296,10 @@ class Attribution:
     def _tail_uj(self, device: str, progress: Progress, now: float) -> int:
         """Since the last window: this attempt's even share at the last window's power."""
         state = self._devices.get(device)
-        if state is None or not state.windows or state.windows[-1].gap:
+        if state is None or not state.open or state.open[-1].gap:
             return 0
-        last = state.windows[-1]
+        last = state.open[-1]
         until = now if progress.ended is None else min(now, progress.ended)
         seconds = max(0.0, min(until - max(state.cut, progress.dispatched), self._longest_window_s))
         company = state.company + sum(engine.started for engine in self._on(device)) - state.company_at
         return int(last.delta_uj / max(last.t1 - last.t0, 1e-3) * seconds / max(company, 1))
-
-
-def _busy_together(windows: Sequence[Window], round_: Round) -> Iterator[list[Window]]:
-    """The windows in their order, busy neighbours of up to `WINDOW_S` in all together.
-
-    Of up to `CROWDED_S` while so many are in flight that shares change slowly, and each window costs a share for each.
-    """
-    together: list[Window] = []
-    for window in windows:
-        busy = not window.gap and round_.is_busy(window)
-        most_s = CROWDED_S if round_.is_crowded(window) else WINDOW_S
-        if together and not (busy and window.t1 - together[0].t0 <= most_s + 1e-3):
-            yield together
-            together = []
-        together.append(window)
-        if not busy:
-            yield together
-            together = []
-    if together:
-        yield together
-
-
-def _joined(windows: Sequence[Window]) -> Window:
-    """Neighbours as one."""
-    if len(windows) == 1:
-        return windows[0]
-    first, last = windows[0], windows[-1]
-    cuts = tuple(window.t0 for window in windows[1:])
-    return Window(first.device, first.t0, last.t1, sum(window.delta_uj for window in windows), cuts=cuts)

@@ -74,6 +74,8 @@ def find_phase(times: Sequence[float], moves_uj: Sequence[int]) -> float | None:
     that shows no such beat."""
     t, moved_j = np.array(times), np.array(moves_uj, float) / 1e6
     begin, lengths_s = t[0], np.diff(t)
+    if np.count_nonzero(moved_j) < np.minimum(1.0, lengths_s / PERIOD_S).sum() / 2:
+        return None  # it stands still most of the time
     # Without a beat: it moves all the time, or once with every reading.
     always = max(1.0, round(float(lengths_s.mean()) / PERIOD_S)) * np.ones(len(lengths_s))
     without = min(_misfit(moved_j, lengths_s / PERIOD_S), _misfit(moved_j, always))

@@ -13,6 +13,7 @@ from pathlib import Path
 import orjson
 
 from proxy.energy import retention
+from proxy.energy.growing import Growing
 from proxy.energy.ledger_file import LedgerError, WriterLock, explained, identity, schema_version
 from proxy.energy.records import Batch, Dropped
 from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
@@ -126,15 +127,19 @@ class Ledger:
         Raises LedgerError when it cannot; the ledger is then as before and the same batch may be tried again. That is
         of no use after a LedgerMismatch: a record names a run, request or attempt that is not in this file.
         """
+        changed = {request.id for request in batch.requests}.union([attempt.request_id for attempt in batch.attempts])
+        growing = [record for record in batch.energy if record.request_id not in changed]
         with explained(self.path), self._transaction() as db:
             _touch(db, "touched_runs", {run.uid for run in batch.runs})
-            of_request = {record.request_id for record in (*batch.attempts, *batch.energy)}
-            _touch(db, "touched_requests", of_request.union([request.id for request in batch.requests]))
+            _touch(db, "touched_requests", changed)
             with _totals_follow(db):
                 db.executemany(_RUN, batch.runs)
                 _insert(db, _REQUEST, batch.requests)
                 _insert(db, _ATTEMPT, batch.attempts)
-                _insert(db, _ENERGY, batch.energy)
+                _insert(db, _ENERGY, [record for record in batch.energy if record.request_id in changed])
+            self._growing.know(db, growing, changed)
+            _insert(db, _ENERGY, growing)
+            self._growing.add(db, growing)
             db.executemany(WINDOWS.add_row, batch.windows)
             db.executemany(TOTAL_WINDOWS.add_row, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
             db.executemany(_DEVICE, batch.devices)
@@ -166,6 +171,7 @@ class Ledger:
     def _open(self) -> None:
         """Open the file that is there now, or begin one."""
         known = self._file is not None and identity(self.path) == self._file
+        self._growing = Growing()
         self._sound = False
         self._db = sqlite3.connect(self.path, BUSY_S, isolation_level=None, check_same_thread=False)
         try:
@@ -203,6 +209,7 @@ class Ledger:
             with _whole(self._db) as db:
                 yield db
         except sqlite3.IntegrityError:
+            self._growing = Growing()  # what it knew of this batch is no more
             raise
         except BaseException:
             self._sound = False

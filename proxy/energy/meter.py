@@ -250,8 +250,3 @@ def _goes_on(before: DeviceRecord, device: Device) -> bool:
     if device.quality is Quality.ESTIMATED:
         return False
     return (before.model, before.quality) == (device.model, device.quality)
-
-
-def worst_quality(devices: Mapping[str, Device]) -> Quality | None:
-    """The worst quality among the counters, None without any."""
-    return max((d.quality for d in devices.values()), key=list(Quality).index, default=None)

@@ -21,6 +21,7 @@ class Pace:
         self._marks: deque[tuple[float, float]] = deque()  # (time, steps) by the counter
         self._tokens = self._seconds = 0.0  # of attempts that ended
         self._steps = self._seen = _BELIEVED_STEPS
+        self.steps_seen = 1.0  # steps for each token of the request that got most; less where a step makes several
 
     @property
     def last(self) -> float | None:
@@ -66,7 +67,8 @@ class Pace:
             self._tokens, self._seconds = self._tokens / 2, self._seconds / 2
 
     def saw(self, counted: float | None, tokens: float) -> None:
-        """In a stretch of time the counter moved so far, while whoever got most had so many tokens."""
+        """In a stretch of time the counter moved so far, while whoever got most had so many tokens. Of use after
+        `conclude` only: devices that are settled in one round are settled by the same, in whatever order."""
         if counted is None or not tokens:
             return
         self._steps += counted
@@ -74,10 +76,9 @@ class Pace:
         if self._seen > _MEMORY_TOKENS:
             self._steps, self._seen = self._steps / 2, self._seen / 2
 
-    @property
-    def steps_seen(self) -> float:
-        """Steps for each token of the request that got most: 1, and less where an engine makes several a step."""
-        return self._steps / self._seen
+    def conclude(self) -> None:
+        """Use what was seen until now."""
+        self.steps_seen = self._steps / self._seen
 
     def forget(self, horizon: float) -> None:
         """Nobody will ask for a time before `horizon`."""

@@ -353,9 +353,6 @@ class Book:
         newest = self._runs.get((tenant, run))
         return closing if newest is None else [*closing, newest]
 
-    def is_open(self, tenant: str, run: str) -> bool:
-        return (tenant, run) in self._runs
-
 
 def _has_all(receipt: Receipt, is_settled: Callable[[Progress], bool]) -> bool:
     """Whether no joule of an ended request is still to come."""

@@ -4,7 +4,8 @@ A thousand streams are marked ten times a second, and asked for at every edge of
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 MANY = 64  # streams among which one more or less makes no difference
-_THIN_S = 0.2  # from mark to mark of many: what they do together hardly changes in between
+_THIN_S = 0.5  # from mark to mark of many, whose windows are of seconds
 
 
 class Seen:
@@ -28,10 +29,9 @@ class Seen:
     def mark(self, t: float, attempts: Sequence[Progress]) -> None:
         """Remember how far every running attempt has come; these come in the order of their serials."""
         last = self._times[-1] if self._times else -np.inf
-        if t <= last or (len(attempts) > MANY and t - last < _THIN_S):
+        if t <= last or (t - last < _THIN_S and next(islice(_running(attempts), MANY, None), None) is not None):
             return
-        running = [progress for progress in attempts if progress.frames and progress.ended is None]
-        if running:
+        if running := list(_running(attempts)):
             serials = np.array([progress.serial for progress in running], dtype=np.int64)
             self._times.append(t)
             self._rows.append((serials, np.array([progress.frames for progress in running], dtype=np.float64)))
@@ -69,8 +69,13 @@ class Seen:
         return np.where(marked[places] == serials, frames[places], 0.0)
 
 
+def _running(attempts: Sequence[Progress]) -> Iterator[Progress]:
+    return (progress for progress in attempts if progress.frames and progress.ended is None)
+
+
 def parts(t: float | Floats, t0: Floats, t1: Floats) -> Floats:
     """`work.part` in columns: how much of each [t0, t1] lies before `t`, 0 to 1."""
     lengths_s = t1 - t0
-    passed = np.divide(t - t0, lengths_s, out=np.zeros(np.broadcast(t, lengths_s).shape), where=lengths_s > 0)
+    with np.errstate(over="ignore"):  # of a length that is next to nothing
+        passed = np.divide(t - t0, lengths_s, out=np.zeros(np.broadcast(t, lengths_s).shape), where=lengths_s > 0)
     return np.where(lengths_s > 0, np.clip(passed, 0.0, 1.0), np.where(t >= t1, 1.0, 0.0))

@@ -1,7 +1,7 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 from proxy.energy.apportion import apportion
@@ -72,6 +72,7 @@ class Serving:
     def learn(self, setting: str) -> None:
         """Use what the windows showed, under the setting of clocks and limits that holds now."""
         self.fit.refit()
+        self.pace.conclude()
         self.prices = self.fit.prices(setting)
 
     def follow(self, former: "Serving") -> None:
@@ -155,7 +156,7 @@ class Round:
     """
 
     def __init__(self, engines: Iterable[Serving], now: float, settling: bool) -> None:
-        self._now, self._settling = now, settling
+        self.now, self._settling = now, settling
         self._by_device: dict[str, list[_View]] = {}
         self._sweeps: dict[str, list[_Sweep]] = {}
         self._ahead: dict[str, list[_Sweep]] = {}
@@ -172,15 +173,19 @@ class Round:
         return all(view.is_told(window.t1) for view in self._by_device.get(window.device, ()))
 
     def is_crowded(self, window: Window) -> bool:
-        """Whether so much is in flight that one attempt more or less makes no difference."""
-        return sum(len(view.attempts) for view in self._by_device.get(window.device, ())) > MANY
+        """Whether so much was in flight that one attempt more or less makes no difference."""
+        views = self._by_device.get(window.device, ())
+        if sum(len(view.attempts) for view in views) <= MANY:
+            return False
+        there = (p for view in views for p in view.attempts if p.overlaps(window.t0, window.t1))
+        return next(islice(there, MANY, None), None) is not None
 
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
         if any(view.spans(window.t0, window.t1) for view in self._by_device.get(window.device, ())):
             return window.t1 > window.t0
         attempts = [p for sweep in self._on(window.device, self._ahead) for p in sweep.inside(window.t0, window.t1)]
-        return busy_s(attempts, window.t0, window.t1, self._now) >= window.t1 - window.t0 > 0
+        return busy_s(attempts, window.t0, window.t1, self.now) >= window.t1 - window.t0 > 0
 
     def plan(self, window: Window) -> Plan:
         """How the window is shared."""
@@ -205,13 +210,13 @@ class Round:
         busy = 1.0
         if not any(load.foreign for load in loads):
             everybody = [progress for load in loads for progress in load.attempts]
-            busy = busy_s(everybody, window.t0, window.t1, self._now) / (window.t1 - window.t0)
+            busy = busy_s(everybody, window.t0, window.t1, self.now) / (window.t1 - window.t0)
         return apportion(known, self._plan(others, window) if others else None, busy)
 
     def _plan(self, loads: Sequence[Load], window: Window) -> Plan:
         # Among many, one more or less makes no difference, and looking at all of them does.
         cuts = window.cuts if sum(len(load.attempts) for load in loads) <= MANY else ()
-        return plan(loads, window.t0, window.t1, self._now, banded=self._settling, cuts=cuts)
+        return plan(loads, window.t0, window.t1, self.now, banded=self._settling, cuts=cuts)
 
     def _loads(self, window: Window) -> list[Load]:
         sweeps = self._on(window.device, self._sweeps)
@@ -231,7 +236,7 @@ class Round:
         if self._settling:
             for progress in inside:
                 if not progress.visible:
-                    hold(progress, t1, self._now, engine.prices, view.steps)
+                    hold(progress, t1, self.now, engine.prices, view.steps)
         pace = engine.pace
         counted = pace.counted(t0, t1)
         return Load(engine.prices, inside, foreign, counted, view.steps, engine.name, pace.steps_seen, engine.seen)

@@ -5,12 +5,12 @@ In window k of a device, with measured energy ΔE and every price c >= 0 (`prior
     w_ik = c_step · Σ_s S_s · p_is / Σ_j p_js  +  c_prompt · u_ik  +  c_output · d_ik  +  c_context · x_ik
     e_ik = ΔE_k · w_ik / Σ_j w_jk
 
-S: engine steps in a slice s of the window, shared by those that took part in them, p; u: uncached prompt tokens, spread
-evenly from dispatch to first token; d: output tokens; x: Σ context length over those tokens. The shape follows how a
-batched engine works: a step reads the weights once for all, each token adds arithmetic, each token of context adds a
-read of the KV cache. It is Shapley's value of the game whose players are the requests in a step and whose worth is a
-step's energy with only some of them, where that is a constant and a sum over the requests: the constant is shared
-evenly by those in the step (Shapley 1953), which is why p counts steps and not seconds.
+S: engine steps in a slice s of the window, shared by those that took part in them, p; u: uncached prompt tokens, in the
+time before the first token that they take by the price; d: output tokens; x: Σ context length over those tokens. The
+shape follows how a batched engine works: a step reads the weights once for all, each token adds arithmetic, each token
+of context adds a read of the KV cache. It is Shapley's value of the game whose players are the requests in a step and
+whose worth is a step's energy with only some of them, where that is a constant and a sum over the requests: the
+constant is shared evenly by those in the step (Shapley 1953), which is why p counts steps and not seconds.
 
 A step takes every request that decodes on by one token. So a request took part in as many steps as it got tokens, one
 whose prompt was computed in one more, and one that waits inside of the engine in none; and who got most tells how many
@@ -223,23 +223,42 @@ class _Predicted(NamedTuple):
     seen: float
 
 
+class _Steps(NamedTuple):
+    """Engine steps slice by slice, and who took part in them: how many each attempt (by phase) and strangers did."""
+
+    steps: Floats
+    took: Floats
+    strangers: Floats
+    seen: float
+
+
+def _steps(load: Load, edges: Sequence[float], now: float, spent_s: Floats, took: Floats) -> _Steps:
+    lengths_s, slices = np.diff(edges), len(edges) - 1
+    # A step takes all that decode on by one token: who got most tells how many steps there were, and when.
+    seen = took.sum(axis=2).max(axis=1, initial=0.0)
+    if seen.any():
+        steps = seen * load.steps_seen
+        # Nobody took part in more steps than there were.
+        return _Steps(steps, np.minimum(took, steps[:, None, None]), load.foreign * _even(lengths_s), float(seen.sum()))
+    counted = load.counted
+    if counted is None:
+        counted = busy_s(load.attempts, edges[0], edges[-1], now) / load.prices.step_s
+    # No token was seen: who was there was in every step. Foreign tokens over steps is how many strangers there were.
+    strangers = lengths_s * (load.foreign / counted) if counted else np.zeros(slices)
+    return _Steps(counted * _even(lengths_s), spent_s, strangers, 0.0)
+
+
+def _even(lengths_s: Floats) -> Floats:
+    """The part of each slice in the whole, by time."""
+    return lengths_s / (lengths_s.sum() or 1.0)
+
+
 def _predict(load: Load, edges: Sequence[float], now: float) -> _Predicted:
     prices, attempts, slices = load.prices, load.attempts, len(edges) - 1
     table = works(attempts, edges, now, prices, load.steps, load.seen)
-    spent_s, took = table[:, :, 0:2], table[:, :, 2:4]
     prompt, output, context = table[:, :, 4:].sum(axis=0).T
-    seen, alien = took.sum(axis=2).max(axis=1, initial=0.0), np.full(slices, load.foreign / slices)
-    if seen.any():
-        steps = seen * load.steps_seen
-        took = np.minimum(took, steps[:, None, None])  # nobody in more steps than there were
-    else:  # no token was seen: who was there was in every step
-        counted = load.counted
-        if counted is None:
-            counted = busy_s(attempts, edges[0], edges[-1], now) / prices.step_s
-        lengths_s = np.diff(edges)
-        steps = counted * lengths_s / (lengths_s.sum() or 1.0)
-        # Foreign tokens over steps is how many strangers were in the batch on average.
-        took, alien = spent_s, lengths_s * (load.foreign / counted if counted else 0.0)
+    spent_s = table[:, :, 0:2]
+    steps, took, alien, seen = _steps(load, edges, now, spent_s, table[:, :, 2:4])
     company = took.sum(axis=(1, 2)) + alien
     step_j = np.divide(prices.step_j * steps, company, out=np.zeros(slices), where=company > 0)
     terms = np.zeros((2, len(attempts), 4))
@@ -258,7 +277,7 @@ def _predict(load: Load, edges: Sequence[float], now: float) -> _Predicted:
     ]
     quantities = np.array([steps.sum(), prompt.sum(), output.sum(), context.sum()])
     rows = np.concatenate((terms[0, worked[0]], terms[1, worked[1]]))
-    return _Predicted(own, rows, strangers, quantities, float(seen.sum()))
+    return _Predicted(own, rows, strangers, quantities, seen)
 
 
 def busy_s(attempts: Sequence[Progress], t0: float, t1: float, now: float) -> float:

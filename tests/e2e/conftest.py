@@ -48,8 +48,8 @@ def make_engine() -> Iterator[Callable[..., Engine]]:
     """`make_engine("stub-7b", step_ms=5)`: an engine of a test's own, to be scripted, watched and killed."""
     with ExitStack() as stack:
 
-        def make(model: str = "stub-7b", step_ms: float = 5) -> Engine:
-            engine = Engine(model, step_ms)
+        def make(model: str = "stub-7b", step_ms: float = 5, port: int = 0) -> Engine:
+            engine = Engine(model, step_ms, port)
             stack.callback(engine.close)
             return engine
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from stage import Engine, Gateway, chat_body, residual_uj, running, uj, until
+from stage import Engine, Gateway, chat_body, joulegate, residual_uj, running, uj, until
 
 from proxy.energy.ledger_reader import LedgerReader
 
@@ -206,6 +206,36 @@ def test_an_estimate_is_booked_as_carefully(engine: Engine, make_gateway: Callab
     assert books["quality"] == "estimated" and books["gap_j"] == 0
     assert residual_uj(books) == 0
     agree(gateway)
+
+
+@pytest.mark.scripted
+def test_what_the_prefix_cache_saved_is_told_alike_and_is_in_no_sum(
+    make_gateway: Callable[..., Gateway], engine: Engine, nvml: Any
+) -> None:
+    nvml.set_power_w(0, 300)
+    gateway = make_gateway({"engines": [{"name": "e1", "kind": "vllm", "url": engine.url}]}, env=nvml.env)
+    body = chat_body(content="word " * 500, max_tokens=20, stub={"cached": 400})
+    tags = {"x-workflow-id": "r1", "x-workflow-name": "search"}
+    replies = [
+        gateway.http.post("/v1/chat/completions", json={**body, "stream": s}, headers=tags) for s in (False, True)
+    ]
+    gateway.chat(tags, max_tokens=2).raise_for_status()
+    run = gateway.run("r1")
+    requests = [gateway.request(reply) for reply in replies]
+    assert [request["cached_tokens"] for request in requests] == [400, 400]
+    assert [request["saved_quality"] for request in requests] == ["estimated"] * 2, "no price is fitted yet"
+    assert requests[0]["saved_joules"] == requests[1]["saved_joules"] > 0
+    saved_j = 2 * requests[0]["saved_joules"]
+    (row,) = gateway.get("/energy/workflows")["workflows"]
+    (told,) = gateway.ledger()["workflows"]
+    for figures in (run, row, told, gateway.get("/energy/runs")["runs"][0]):
+        assert (figures["saved_joules"], figures["saved_quality"]) == (pytest.approx(saved_j, abs=1e-9), "estimated")
+    assert uj(row["joules"]) == sum(uj(request["joules"]) for request in run["requests"])
+    metric = gateway.metric("joulegate_saved_joules_total", workflow="search", quality="estimated")
+    assert uj(metric) == uj(saved_j)
+    assert "were not spent, by a price that is not fitted" in joulegate(
+        "energy", "-c", str(gateway.file), env=gateway.env
+    ).stdout.replace("\n", " ")
 
 
 SHARES = ("workflow", "idle", "foreign", "gap")

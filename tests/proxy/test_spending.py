@@ -251,7 +251,7 @@ def test_a_new_segment_goes_on_with_the_same_budget(scene: Scene) -> None:
         scene.close(receipt, draw)
         scene.pass_s(90.0, power_w=0)  # quiet for so long that the segment is over
         scene.spending.look(scene.now)
-        assert not scene.book.is_open("acme", "r1")
+        assert scene.book.runs("acme", "r1") == []
     assert scene.refused(scene.drawn()) is not None
 
 
@@ -294,6 +294,16 @@ def test_a_client_may_give_its_run_a_budget_of_its_own_at_any_time(scene: Scene)
     assert scene.refused(scene.drawn()) is not None, "and the budget holds for all that come"
     assert scene.enter(tenant="other") is None
     scene.close(receipt)
+
+
+def test_a_budget_that_is_taken_away_lets_go_of_what_drew_on_it(scene: Scene) -> None:
+    scene.spending.configure({"search": Terms({Period.RUN: 100 * J})}, [])
+    draw = scene.drawn()
+    assert draw.check(scene.now) == 100 * J
+    scene.spending.configure({}, [])
+    assert scene.enter() is None
+    assert draw.check(scene.now) is None and draw.most_tokens(None, 1, 0, 1, None, scene.now) is None
+    scene.spending.leave(draw)
 
 
 def test_the_tightest_of_a_keys_and_a_runs_budgets_holds(scene: Scene) -> None:

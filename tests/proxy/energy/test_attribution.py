@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.energy import serving
-from proxy.energy.attribution import GAP_S, Attribution
+from proxy.energy.attribution import Attribution
 from proxy.energy.foreign import RECENT_S
 from proxy.energy.prior import Coefficients
 from proxy.energy.records import Phase
 from proxy.energy.share import Settled, plan
+from proxy.energy.windows import GAP_S
 from proxy.energy.work import Progress
 
 PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")

@@ -63,6 +63,12 @@ def test_read_in_step_with_it_a_counter_does_not_show_its_beat() -> None:
     assert moved_at(times, [drawn_uj(t) for t in times]) == times
 
 
+def test_a_counter_that_stands_still_and_moves_once_has_no_beat() -> None:
+    beat = Beat()
+    times = [1000.0 + t for t in np.arange(0, 6, 0.1).tolist()]
+    assert [beat.moved_at(t, 4_000_000 if n == 43 else 0) for n, t in enumerate(times)] == times
+
+
 @given(st.lists(st.tuples(st.floats(0.001, 0.5), st.integers(0, 10**8)), max_size=150))
 def test_whatever_a_counter_does_it_moved_at_most_a_period_before_it_was_read(moves: list[tuple[float, int]]) -> None:
     beat, t = Beat(), 100.0

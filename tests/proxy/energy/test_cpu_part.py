@@ -1,4 +1,4 @@
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytest import approx
 
@@ -42,6 +42,7 @@ def test_a_machine_that_does_nothing_else_and_ticks_that_do_not_fit() -> None:
     assert looked((0.0, 1.0, 1.0), (1.0, 2.0, 1.5)).during(0.0, 1.0) == 1.0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.01, 2), st.none() | st.floats(-1, 3), st.floats(-0.1, 3)), max_size=30))
 def test_it_is_a_part_whatever_is_read(steps: list[tuple[float, float | None, float]]) -> None:
     part, t, own_s, host_s = CpuPart(), 0.0, 5.0, 50.0

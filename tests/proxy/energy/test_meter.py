@@ -16,7 +16,7 @@ from proxy.energy.attribution import Attribution
 from proxy.energy.ledger import Ledger
 from proxy.energy.ledger_file import LedgerError
 from proxy.energy.ledger_reader import LedgerReader
-from proxy.energy.meter import Meter, worst_quality
+from proxy.energy.meter import Meter
 from proxy.energy.prior import prior
 from proxy.energy.receipts import Attempt, Book, Receipt
 from proxy.energy.records import Outcome, Quality
@@ -432,11 +432,3 @@ async def live(counters: Counters, path: Path, steps: list[tuple[Any, ...]]) -> 
 
 def refuse(*_: Any, **__: Any) -> None:
     raise LedgerError("disk full")
-
-
-def test_the_worst_counter_gives_the_quality() -> None:
-    devices = {device.name: device for device in Counters().devices}
-    assert worst_quality(devices) is Quality.MEASURED
-    devices[CPU] = replace(devices[CPU], quality=Quality.ESTIMATED)
-    assert worst_quality(devices) is Quality.ESTIMATED
-    assert worst_quality({}) is None

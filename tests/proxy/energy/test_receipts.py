@@ -96,11 +96,11 @@ def test_a_run_is_open_while_something_of_it_runs_then_quiet_then_final(book: Bo
     book.close(receipt, 200, Outcome.OK, 1000.0)
     assert states(batch(book, 1001.0)) == {"acme/r1": "open"}
     assert not batch(book, 1000.0 + QUIET_S - 1)
-    assert book.is_open("acme", "r1")
+    assert book.runs("acme", "r1") == [receipt.run]
     last = batch(book, 1000.0 + QUIET_S)
     assert states(last) == {"acme/r1": "final"} and [run.run for run in last.finals] == ["r1"]
     assert last.batch.runs[0].ended == 1000.0, "the quiet time is no part of a run"
-    assert not book.is_open("acme", "r1")
+    assert book.runs("acme", "r1") == []
 
 
 def test_a_closed_run_is_final_when_its_last_joule_is_settled(book: Book) -> None:
@@ -112,7 +112,7 @@ def test_a_closed_run_is_final_when_its_last_joule_is_settled(book: Book) -> Non
     assert [one.id for one in book.pending("acme", "r1")] == [receipt.id]
     last = batch(book)
     assert states(last) == {"acme/r1": "final"} and list(last.settled) == [receipt.id]
-    assert book.pending("acme", "r1") == [] and not book.is_open("acme", "r1")
+    assert book.pending("acme", "r1") == [] == book.runs("acme", "r1")
 
 
 def test_a_request_without_a_run_closes_by_itself(book: Book) -> None:
@@ -142,7 +142,7 @@ def test_an_id_that_comes_back_opens_the_next_segment(book: Book) -> None:
     assert second.run is not first.run and second.run.uid != first.run.uid
     both = batch(book, 104.0)
     assert [(run.uid, run.state) for run in both.batch.runs if run.state == "final"] == [(first.run.uid, "final")]
-    assert book.is_open("acme", "r1")
+    assert book.runs("acme", "r1") == [second.run]
     book.close(second, 200, Outcome.OK, 105.0)
     assert [run.uid for run in batch(book, 105.0 + QUIET_S).finals] == [second.run.uid]
     assert remembers_nothing(book)

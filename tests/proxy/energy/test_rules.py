@@ -1,10 +1,12 @@
 """Each special case of an engine or a device has its rule, its label and its test: here, one after the other."""
 
 from dataclasses import dataclass, field, replace
+from random import Random
 from typing import Any
 
 import pytest
 
+from proxy.energy import seen, serving
 from proxy.energy.attribution import Attribution
 from proxy.energy.cpu_part import CpuTime
 from proxy.energy.prior import Coefficients, prior
@@ -245,6 +247,40 @@ def test_two_engines_on_one_gpu_pool_their_requests_and_nothing_counts_twice() -
     assert first == pytest.approx(second, rel=1e-6)
     # Each engine reads its weights at each of its steps: whoever shares his engine pays half of that.
     assert alone == pytest.approx(2 * first, rel=0.1)
+
+
+# A crowd --------------------------------------------------------------------------------------------------------------
+
+
+def test_many_in_flight_are_shared_in_longer_windows_to_about_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that draws what its work takes."""
+    figures: list[list[int]] = []
+    for many in (1000, 64):
+        for module in (serving, seen):
+            monkeypatch.setattr(module, "MANY", many)
+        machine, rng = Machine(steps_s={"e1": 40.0}), Random(1)
+        running = [machine.start(prompt=rng.randint(10, 3000)) for _ in range(80)]
+        for _ in range(150):
+            joules = 4 * PRICES.step_j
+            for index, progress in enumerate(running):
+                if progress.dispatched < machine.now:
+                    machine.relay(progress, 4)
+                context = progress.prompt_guess + progress.frames
+                joules += 4 * (PRICES.output_j + PRICES.context_j * context)
+                if progress.frames > 150 + 5 * index:
+                    machine.end(progress, progress.prompt_guess, progress.frames, 0)
+                    running[index] = machine.start(prompt=rng.randint(10, 3000))
+            joules += sum(one.prompt_guess * PRICES.prompt_j for one in running if one.dispatched == machine.now)
+            machine.power_w[GPU] = 10 * joules
+            machine.run(0.1)
+        for progress in running:
+            machine.end(progress, progress.prompt_guess, progress.frames, 0)
+        machine.finish()
+        figures.append([machine.uj(progress) for progress in machine.attempts])
+        longest_s = max(window.t1 - window.t0 for window in machine.settled if window.shares)
+        assert longest_s < 0.6 if many == 1000 else 2.4 < longest_s < 3.8
+    off = [abs(crowd - few) / few for few, crowd in zip(*figures, strict=True) if few]
+    assert sum(off) / len(off) < 0.02 and max(off) < 0.1
 
 
 # A processor ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.energy.seen import MANY, Seen, parts
@@ -54,7 +54,7 @@ def test_the_marks_of_many_are_further_apart() -> None:
     for tick in range(50):
         few.mark(tick / 10, [stream(1, frames=5)])
         many.mark(tick / 10, [stream(n, frames=5) for n in range(MANY + 1)])
-    assert len(few._times) == 50 and 20 <= len(many._times) <= 25
+    assert len(few._times) == 50 and 8 <= len(many._times) <= 10
 
 
 def test_what_is_forgotten_was_not_needed() -> None:
@@ -68,6 +68,7 @@ def test_what_is_forgotten_was_not_needed() -> None:
     assert seen.latest(np.array([1, 2]))[1].tolist() == [117, 0]
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 5), st.integers(0, 30)), min_size=2, max_size=40),
     st.lists(st.floats(-1, 60), min_size=2, max_size=20),
@@ -89,6 +90,7 @@ def test_what_was_seen_only_grows_and_is_never_more_than_there_is(
         assert all(0 <= a <= b <= one.frames for a, b, one in zip(before, after, streams, strict=True))
 
 
+@settings(deadline=None)
 @given(st.floats(-9, 9), st.floats(-9, 9), st.floats(-9, 9))
 def test_parts_are_columns_of_part(t: float, t0: float, t1: float) -> None:
     assert parts(t, np.array([t0]), np.array([t1])).tolist() == [pytest.approx(part(t, t0, t1))]

@@ -1,7 +1,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.energy.floor import Floor
@@ -29,6 +29,7 @@ def test_by_hand() -> None:
     assert views.of_engines({("gone", "attributed"): 50_000_000})["full_joules"] == 150.0, "there is but one host"
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["h1/gpu:0", "h1/cpu:0", "h2/gpu:0"]), PARTS, min_size=1), st.floats(1, 3))
 def test_full_joules_of_everything_are_the_counters_times_the_pue(
     parts: dict[str, tuple[int, int, int, int]], pue: float
