@@ -36,6 +36,11 @@ class Target:
     timeout_s: float = 600.0
     body: Mapping[str, Any] = field(default_factory=dict)
 
+    def manner(self) -> dict[str, Any]:
+        """How it is asked, for the record: neither where nor with which key."""
+        fields = ("stream", "exact", "run_name", "temperature", "top_p", "timeout_s")
+        return {name: getattr(self, name) for name in fields} | {"body": dict(self.body)}
+
 
 @dataclass(slots=True)
 class Answered:

@@ -287,7 +287,12 @@ class Drive:
             cpu_share=cpu_share,
             valid=not why,
             reasons=why,
-            facts={"label": self.label, "model": self._client.model, "notes": [note for note in notes if note]},
+            facts={
+                "label": self.label,
+                "model": self._client.model,
+                "asked": self.target.manner(),
+                "notes": [note for note in notes if note],
+            },
         )
         self._client.server.close()
         return Result(record, requests, runs, tuple(self._collector.samples))

@@ -65,19 +65,13 @@ def add_options(parser: Any) -> None:
     add("--set", "", "fields of the workload, such as: queries=4-8 texts=my-queries.txt")
     add("--input-tokens", 0, "length of what the workload calls its input; 0: its own")
     add("--output-tokens", 0, "most tokens of an answer; 0: the workload's own")
-    add(
-        "--arrivals", "closed", "closed: each user one run at a time; or poisson:RATE, constant:RATE, ramp:, trace:FILE"
-    )
+    add("--arrivals", "closed", "closed: each user a run at a time; poisson:RATE, constant:RATE, trace:FILE; recorded")
     add("--think", 0.0, "seconds between two runs of a closed user")
     add("--max-runs", 0, "end after this many runs, over all users and workers; 0 or less: no limit")
     add("--seed", 0, "the same seed plans the same runs")
     add("--model", "", "model to ask for; by default the first that /v1/models lists")
-    add(
-        "--exact-lengths",
-        False,
-        "prompts as token ids of exact lengths, answers as long as they may",
-        action="store_true",
-    )
+    exact = "prompts as token ids of exact lengths, answers as long as they may be"
+    add("--exact-lengths", False, exact, action="store_true")
     add("--cache-salt", "", "vLLM's cache_salt of every request: what another salt brought is not found in its cache")
     add("--run-name", "", "workflow name to tag runs with, instead of the workload's own")
     add("--api-key", "", f"key of the gateway; also read from ${KEY_VARIABLE}", is_secret=True)

@@ -43,6 +43,7 @@ class Stub:
     books: bool = False
     tokenizes: bool = True
     asked: list[str] = field(default_factory=list)
+    two_runs: asyncio.Event = field(default_factory=asyncio.Event)  # have come
     arrivals: list[Arrival] = field(default_factory=list)
     answered: dict[str, set[str]] = field(default_factory=dict)
     url: str = ""
@@ -61,6 +62,8 @@ class Stub:
         answered = self.answered.setdefault(run, set())
         body = await request.json()
         self.arrivals.append(Arrival(dict(request.headers), body, frozenset(answered)))
+        if len(self.runs()) == 2:
+            self.two_runs.set()
         await asyncio.sleep(self.delay_s)
         step = request.headers["X-Workflow-Step"]
         if step in self.refused:
