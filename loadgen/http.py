@@ -56,9 +56,10 @@ def run(
     drive.begin(sample_s)
     try:
         drive.all_streams()
-    finally:
-        result = drive.finish(bounds)
-    return result
+    except BaseException:  # the user's Ctrl-C among them: nobody waits for joules then
+        drive.abandon()
+        raise
+    return drive.finish(bounds)
 
 
 @dataclass(slots=True)
@@ -296,6 +297,12 @@ class Drive:
         )
         self._client.server.close()
         return Result(record, requests, runs, tuple(self._collector.samples))
+
+    def abandon(self) -> None:
+        """Leave everything as it is."""
+        self._pulse.stop()
+        gevent.killall(self._beside)
+        self._client.server.close()
 
     def _settled(self, run: str, receipts: Mapping[str, Receipt]) -> None:
         self._receipts[run] = receipts

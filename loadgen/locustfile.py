@@ -78,8 +78,6 @@ def add_options(parser: Any) -> None:
     add("--no-stream", False, "ask for whole answers instead of streams", action="store_true")
     add("--no-joules", False, "do not ask the gateway what runs cost", action="store_true")
     add("--record", "", "file for the records of the load, as JSON lines (see loadgen/record.py)")
-    # How a master tells its workers which part of the schedule is theirs.
-    add("--schedule-workers", 1, "", include_in_web_ui=False)
 
 
 @events.init.add_listener
@@ -104,14 +102,15 @@ def begin(environment: Environment, **_: Any) -> None:
     options, runner = environment.parsed_options, environment.runner
     assert options is not None and runner is not None
     if isinstance(runner, MasterRunner):
-        options.schedule_workers = runner.worker_count
-        if (users := runner.target_user_count or 0) < runner.worker_count:
-            fail(environment, f"{runner.worker_count} workers need as many users, there are {users}")
+        # Every option goes to the workers, this one too: whose number in it is n has every n-th run.
+        options.sharers = [client.id for client in runner.clients.ready]
+        if (users := runner.target_user_count or 0) < len(options.sharers):
+            fail(environment, f"{len(options.sharers)} workers need as many users, there are {users}")
         return
     try:
-        worker = runner.worker_index if isinstance(runner, WorkerRunner) else 0
-        workers = options.schedule_workers if isinstance(runner, WorkerRunner) else 1
-        begun = Drive(Schedule(load_of(options), worker, workers), target_of(environment), listeners_of(environment))
+        load, sharers = load_of(options), getattr(options, "sharers", [None])
+        worker = sharers.index(runner.client_id) if isinstance(runner, WorkerRunner) else 0
+        begun = Drive(Schedule(load, worker, len(sharers)), target_of(environment), listeners_of(environment))
         begun.begin(joules=not options.no_joules)
     except AnswerError as error:
         fail(environment, f"{environment.host or HOST}: {error}; start the gateway, or give --model")

@@ -15,6 +15,7 @@ import httptools
 from gevent import socket, ssl
 
 IDLE_S = 2.0
+CONNECT_S = 10.0
 RECEIVE_BYTES = 1 << 16
 
 
@@ -131,6 +132,13 @@ class Server:
             self._idle.popleft()[0].close()
         if self._idle:
             return self._idle.pop()[0]
-        sock = socket.create_connection((self._host, self._port), timeout=self._timeout_s)
+        sock = socket.create_connection((self._host, self._port), timeout=min(CONNECT_S, self._timeout_s))
+        sock.settimeout(self._timeout_s)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return sock if self._tls is None else self._tls.wrap_socket(sock, server_hostname=self._host)
+        if self._tls is None:
+            return sock
+        try:
+            return self._tls.wrap_socket(sock, server_hostname=self._host)
+        except OSError:
+            sock.close()
+            raise
