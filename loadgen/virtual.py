@@ -17,47 +17,20 @@ from math import inf
 
 from emulator.core.host import HostPower
 from emulator.core.machine import Machine
-from emulator.core.presets import load_gpu, load_model
+from emulator.core.presets import load_gpu
 from emulator.core.prompt import Text, output_of
 from emulator.core.request import Finished, Request
-from emulator.core.settings import EngineSettings
-from emulator.engine import engine_of
 from loadgen.arrivals import Closed
 from loadgen.prompt import about_tokens
 from loadgen.record import Energy, LoadRecord, Outcome, RequestRecord, Result, RunRecord, Sample, of_run
 from loadgen.schedule import Load, Schedule, Start
 from loadgen.validity import reasons
-from loadgen.virtual_energy import Books, Metered
+from loadgen.virtual_energy import Books
+from loadgen.virtual_host import Host
 from loadgen.workload import Dispatch, Execution
 
-OUTPUT_S = 5e-4  # from a step's end to the client, as measured on real vLLM
 PAUSE_AFTER_FAILURE_S = 1.0  # of a closed user, as over HTTP
 CAVEAT = "emulated: a model's figures, not a machine's; power caps and clocks are uncalibrated"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """What is loaded: presets by name or path, vLLM's arguments by their own names, and the knobs of a campaign.
-
-    `in_flight` is a gate before the engine, first come first served (None: no gate). Watts and MHz hold for every card;
-    None is the card's own default.
-    """
-
-    gpu: str = "h200"
-    model: str = "llama-2-7b"
-    gpus: int = 1
-    max_model_len: int | None = None
-    max_num_seqs: int = 256
-    max_num_batched_tokens: int = 8192
-    gpu_memory_utilization: float = 0.9
-    enable_prefix_caching: bool = True
-    in_flight: int | None = None
-    power_limit_w: float | None = None
-    sm_mhz: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.in_flight is not None and self.in_flight < 1:
-            raise ValueError(f"in_flight must be at least 1, or None for no gate, got {self.in_flight}")
 
 
 def run(load: Load, host: Host, *, cache_salt: str | None = None, sample_s: float = 1.0) -> Result:
@@ -84,29 +57,7 @@ class _Running:
 class _Driver:
     def __init__(self, load: Load, host: Host, cache_salt: str | None, sample_s: float) -> None:
         preset = load_gpu(host.gpu)
-        wanted = EngineSettings(
-            kv_blocks=1,
-            max_model_len=1,
-            max_num_seqs=host.max_num_seqs,
-            max_num_batched_tokens=max(host.max_num_batched_tokens, host.max_num_seqs),
-            enable_prefix_caching=host.enable_prefix_caching,
-            request_s=1e-4,  # between two that reach it together
-            output_s=OUTPUT_S,
-        )
-        self._settings, gpus = engine_of(
-            preset,
-            load_model(host.model),
-            cards=host.gpus,
-            gpu_memory_utilization=host.gpu_memory_utilization,
-            max_model_len=host.max_model_len,
-            settings=wanted,
-        )
-        for gpu in gpus:
-            if host.power_limit_w is not None:
-                gpu.power_limit_w = host.power_limit_w
-            if host.sm_mhz is not None:
-                gpu.sm_clock_range_mhz = (host.sm_mhz, host.sm_mhz)
-        cards = [Metered(gpu) for gpu in gpus]
+        self._settings, cards = host.engine(preset)
         self._machine = Machine(self._settings, cards)
         self._books = Books(self._machine, cards, HostPower(preset.host))
         self._factors = preset.factors

@@ -4,7 +4,8 @@ from benchmarks.loadgen import Seen, bars_of, seen
 from loadgen.arrivals import Closed
 from loadgen.request import Request
 from loadgen.schedule import Load, Stream
-from loadgen.virtual import Host, run
+from loadgen.virtual import run
+from loadgen.virtual_host import Host
 
 GOOD = Seen(10_000, 500.0, 0, 200_000, 0.5, 5.0, 40.0, 3.0, 0.4, True)
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from loadgen import virtual
 from loadgen.arrivals import Closed, Trace
 from loadgen.coding import Coding
 from loadgen.prompt import about_tokens
@@ -16,6 +15,8 @@ from loadgen.recorded import RecordedError, recorded_runs
 from loadgen.replay import Replay
 from loadgen.schedule import Load, Stream
 from loadgen.search import Search
+from loadgen.virtual import run
+from loadgen.virtual_host import Host
 
 
 def called(run: str, node: str, prompt: int, output: int, started: float, ended: float, **more: Any) -> dict[str, Any]:
@@ -40,13 +41,13 @@ def lines(folder: Path, calls: list[dict[str, Any]]) -> str:
 
 def test_order_and_pauses_are_those_of_the_recording(tmp_path: Path) -> None:
     workload = Replay(lines(tmp_path, LINES))
-    run = workload.plan(Random(0), 0)
-    assert run.workflow == "w" and [call.node for call in run.calls] == ["x", "y", "z", "end"]
-    assert [(*call.parents, *call.after) for call in run.calls] == [(), ("x",), ("x",), ("y",)]
-    assert [call.pause_s for call in run.calls] == pytest.approx([0.0, 0.5, 1.0, 0.25])
-    assert [call.parents for call in run.calls] == [(), (), ("x",), ()]
-    assert [call.max_tokens for call in run.calls] == [7, 7, 7, 2]
-    assert [sum(map(about_tokens, call.prompt)) for call in run.calls] == [50, 60, 20, 30]
+    plan = workload.plan(Random(0), 0)
+    assert plan.workflow == "w" and [call.node for call in plan.calls] == ["x", "y", "z", "end"]
+    assert [(*call.parents, *call.after) for call in plan.calls] == [(), ("x",), ("x",), ("y",)]
+    assert [call.pause_s for call in plan.calls] == pytest.approx([0.0, 0.5, 1.0, 0.25])
+    assert [call.parents for call in plan.calls] == [(), (), ("x",), ()]
+    assert [call.max_tokens for call in plan.calls] == [7, 7, 7, 2]
+    assert [sum(map(about_tokens, call.prompt)) for call in plan.calls] == [50, 60, 20, 30]
     assert workload.arrivals() == Trace((0.0, 7.0))
     fast = replace(workload, pace=2.0)
     assert fast.arrivals() == Trace((0.0, 3.5)) and fast.plan(Random(0), 0).calls[2].pause_s == 0.5
@@ -56,7 +57,7 @@ def test_order_and_pauses_are_those_of_the_recording(tmp_path: Path) -> None:
 def test_what_was_cached_is_shared_by_the_calls_of_a_step(tmp_path: Path) -> None:
     calls = [{"run": n, "prompt_tokens": 400, "cached_tokens": 320 * (n != "0"), "output_tokens": 4} for n in "0123"]
     workload = Replay(lines(tmp_path, calls))
-    result = virtual.run(Load((Stream((workload,), Closed(1), 4),)), virtual.Host())
+    result = run(Load((Stream((workload,), Closed(1), 4),)), Host())
     assert [request.prompt_tokens for request in result.requests] == [400] * 4
     assert [request.cached_tokens for request in result.requests] == [0, 0, 320, 320]
 
@@ -75,10 +76,10 @@ def test_prompts_that_were_kept_are_sent(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workload", [Search.paper(), Coding.small()])
 def test_a_load_that_was_recorded_can_be_replayed(tmp_path: Path, workload: Any) -> None:
-    result = virtual.run(Load((Stream((workload,), Closed(2, think_s=1.0), 4),)), virtual.Host())
+    result = run(Load((Stream((workload,), Closed(2, think_s=1.0), 4),)), Host())
     write(tmp_path / "load.jsonl", result)
     replay = Replay(str(tmp_path / "load.jsonl"))
-    again = virtual.run(Load((Stream((replay,), replay.arrivals()),)), virtual.Host())
+    again = run(Load((Stream((replay,), replay.arrivals()),)), Host())
     assert len(again.runs) == 4 and {one.workflow for one in again.runs} == {workload.name}
     for first, second in zip(result.runs, sorted(again.runs, key=lambda one: one.ended_s), strict=True):
         assert (first.requests, first.prompt_tokens, first.output_tokens) == (
@@ -103,9 +104,12 @@ def test_a_ledger_can_be_replayed(tmp_path: Path) -> None:
         ):
             db.execute(f"INSERT INTO requests VALUES ({','.join('?' * len(row))})", row)
     db.close()
-    (run,) = recorded_runs(str(file))
-    assert [(one.call.node, one.waits_for, one.pause_s) for one in run.calls] == [("r1", (), 0.0), ("n2", ("r1",), 0.5)]
-    assert (run.workflow, run.calls[1].call.cached_tokens) == ("search", 64)
+    (found,) = recorded_runs(str(file))
+    assert [(one.call.node, one.waits_for, one.pause_s) for one in found.calls] == [
+        ("r1", (), 0.0),
+        ("n2", ("r1",), 0.5),
+    ]
+    assert (found.workflow, found.calls[1].call.cached_tokens) == ("search", 64)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from loadgen.request import Request
 from loadgen.schedule import Load, Schedule, Stream
 from loadgen.search import Search
 from loadgen.summarize import Summarize
-from loadgen.virtual import Host, run
+from loadgen.virtual import run
+from loadgen.virtual_host import Host
 from loadgen.workload import Call, Run, Workload
 
 REPEATED = """
@@ -27,7 +28,8 @@ from loadgen.arrivals import Closed, Poisson
 from loadgen.coding import Coding
 from loadgen.schedule import Load, Stream
 from loadgen.search import Search
-from loadgen.virtual import Host, run
+from loadgen.virtual import run
+from loadgen.virtual_host import Host
 streams = (Stream((Coding.paper(),), Closed(3), 4), Stream((Search.paper(),), Poisson(0.5), 6))
 print(run(Load(streams, seed=7), Host(in_flight=4)))
 """
