@@ -179,6 +179,8 @@ class Drive:
                     outcome = "failed"
                     break
                 execution.answer(dispatch.call.node, answered.text, answered.ended_s)
+                if execution.run.quotes(dispatch.call.node):
+                    self._client.learn(answered.text)
             else:
                 outcome = "ok"
         finally:
