@@ -10,6 +10,7 @@ run and `joules` what the gateway says it cost, some seconds later. (Locust show
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from os import environ
 from pathlib import Path
@@ -112,7 +113,7 @@ def begin(environment: Environment, **_: Any) -> None:
         options.sharers, options.all_users = [None], runner.target_user_count
     try:
         load = load_of(options)
-        sharers: list[str | None] = options.sharers
+        sharers: Sequence[str | None] = options.sharers
         worker = sharers.index(runner.client_id) if isinstance(runner, WorkerRunner) else 0
         begun = Drive(Schedule(load, worker, len(sharers)), target_of(environment), listeners_of(environment))
         begun.begin(joules=not options.no_joules)
