@@ -10,7 +10,6 @@ run and `joules` what the gateway says it cost, some seconds later. (Locust show
 """
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 from os import environ
 from pathlib import Path
@@ -110,10 +109,10 @@ def begin(environment: Environment, **_: Any) -> None:
             fail(environment, f"{len(options.sharers)} workers need as many users, there are {users}")
         return
     if not isinstance(runner, WorkerRunner):
-        options.sharers, options.all_users = [None], runner.target_user_count
+        options.sharers, options.all_users = [""], runner.target_user_count
     try:
         load = load_of(options)
-        sharers: Sequence[str | None] = options.sharers
+        sharers: list[str] = options.sharers
         worker = sharers.index(runner.client_id) if isinstance(runner, WorkerRunner) else 0
         begun = Drive(Schedule(load, worker, len(sharers)), target_of(environment), listeners_of(environment))
         begun.begin(joules=not options.no_joules)
