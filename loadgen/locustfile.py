@@ -114,7 +114,8 @@ def begin(environment: Environment, **_: Any) -> None:
         load = load_of(options)
         sharers: list[str] = options.sharers
         worker = sharers.index(runner.client_id) if isinstance(runner, WorkerRunner) else 0
-        begun = Drive(Schedule(load, worker, len(sharers)), target_of(environment), listeners_of(environment))
+        schedule = Schedule(load, worker, len(sharers))
+        begun = Drive(schedule, target_of(environment), listeners_of(environment), whole=bool(options.record))
         begun.begin(joules=not options.no_joules)
     except AnswerError as error:
         fail(environment, f"{environment.host or HOST}: {error}; start the gateway, or give --model")
