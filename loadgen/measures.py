@@ -47,8 +47,8 @@ MEASURES = {
     "gpu_busy_share": Measure("share of time that the GPU was busy", "", None),
     "gpu_busy_share_peak": Measure("highest busy share of the GPU in a second", "", None),
     "hit_rate": Measure("prefix-cache hit rate", "", False),
-    "runs": Measure("runs counted", "", None),
-    "output_tokens": Measure("output tokens counted", "", None),
+    "runs_counted": Measure("runs counted", "", None),
+    "tokens_counted": Measure("output tokens counted", "", None),
 }
 
 # The same figure by the paper's accounting and by ours.
@@ -99,8 +99,8 @@ def measures(result: Result, window: Window = "whole", workflow: str | None = No
         "hit_rate": _ratio(
             _sum(request.cached_tokens for request in requests), _sum(request.prompt_tokens for request in requests)
         ),
-        "runs": float(len(runs)),
-        "output_tokens": tokens,
+        "runs_counted": float(len(runs)),
+        "tokens_counted": tokens,
     }
     for component in ("gpu", "cpu", "dram"):
         found[f"{component}_joules_per_run"] = _mean(

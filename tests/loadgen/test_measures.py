@@ -88,15 +88,15 @@ def test_the_figures_of_a_load(result: Result) -> None:
         "gpu_busy_share": 0.9,
         "gpu_busy_share_peak": 0.9,
         "hit_rate": 0.25,
-        "runs": 2.0,
-        "output_tokens": 30.0,
+        "runs_counted": 2.0,
+        "tokens_counted": 30.0,
     }
     assert found == {name: value if value is None else pytest.approx(value) for name, value in expected.items()}
 
 
 def test_the_steady_window_counts_what_ended_in_it(result: Result) -> None:
     found = measures(result, "steady")
-    assert found["runs"] == 1 and found["output_tokens"] == 20 and found["joules_per_token"] == 450 / 20
+    assert found["runs_counted"] == 1 and found["tokens_counted"] == 20 and found["joules_per_token"] == 450 / 20
     assert found["machine_joules"] == pytest.approx(800) and found["power_w"] == pytest.approx(100)
 
 
@@ -117,7 +117,7 @@ def test_side_by_side_workflows_are_told_apart_and_the_critical_path_of_a_real_r
     load = Load((Stream((Coding.paper(),), Closed(1), 1), Stream((Search.paper(),), Closed(1), 1)), seed=1)
     result = run(load, Host())
     both, coding, search = (measures(result, workflow=name) for name in (None, "coding", "search"))
-    assert (both["output_tokens"] or 0) == (coding["output_tokens"] or 0) + (search["output_tokens"] or 0)
+    assert (both["tokens_counted"] or 0) == (coding["tokens_counted"] or 0) + (search["tokens_counted"] or 0)
     on, off, whole = (coding[name] or 0 for name in ("joules_on_path", "joules_off_path", "joules_per_run"))
     assert 0 < on < 0.6 * whole and on + off == pytest.approx(whole)
     assert search["joules_off_path"] == 0
