@@ -62,8 +62,8 @@ ACCOUNTS = {
 def measures(result: Result, window: Window = "whole", workflow: str | None = None) -> dict[str, float | None]:
     """Every measure of a result; null where nobody can know it.
 
-    Over its `whole` length, or over its `steady` window: the runs and requests that ended in it. With `workflow`, of its
-    runs alone; the machine-wide figures stay what they are.
+    Over its `whole` length, or over its `steady` window: the runs and requests that ended in it. With `workflow`, of
+    its runs alone; the machine-wide figures stay what they are.
     """
     begin_s, end_s = (0.0, result.load.seconds) if window == "whole" else result.load.window_s
 

@@ -74,7 +74,7 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> Change:
 
 
 def unpaired_change(before: Sequence[float], after: Sequence[float]) -> Change:
-    """The change between repeats that do not (Welch's t of the logarithms). Raises ValueError without values above 0."""
+    """The change between repeats that do not (Welch's t of the logarithms). Raises ValueError as above."""
     _positive(before, after)
     first, second = np.log(before), np.log(after)
     n, mean = min(len(first), len(second)), float(np.mean(second) - np.mean(first))

@@ -5,7 +5,7 @@
     repeats: 10
     fixed: {users: 16, output_tokens: 400}      # knobs that no sweep turns, by the names in loadgen/campaign/knobs.py
     workloads:                                  # those of the catalog are there already, in the paper's size
-      sessions: {is: search, fields: {queries: [2, 8]}, runs_per_user: 4}
+      sessions: {workload: search, fields: {queries: [2, 8]}, runs_per_user: 4}
     sweeps:
       gate: {workloads: [sessions, search+coding], knobs: {in_flight: [1, 4, 16]}}
     panels:
@@ -40,20 +40,20 @@ class CampaignError(ValueError):
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class WorkloadSpec(_Strict):
     """A workload of the catalog with other fields, under a name of the campaign's own."""
 
-    base: str = Field(alias="is")
+    workload: str
     size: str = "paper"
     fields: Mapping[str, Any] = Field(default_factory=dict)
     runs_per_user: Annotated[int, Field(ge=1)] | None = None  # in the place of the campaign's
 
     @model_validator(mode="after")
     def exists(self) -> Self:
-        _known(self.base, registered(), "workload")
+        _known(self.workload, registered(), "workload")
         _known(self.size, SIZES, "size")
         return self
 
@@ -166,7 +166,7 @@ class Campaign(_Strict):
 
     def workload(self, label: str) -> WorkloadSpec:
         """The workload under a label."""
-        return self.workloads.get(label) or WorkloadSpec(base=label)
+        return self.workloads.get(label) or WorkloadSpec(workload=label)
 
     def quickened(self) -> "Campaign":
         """The same campaign for a minute's look: fewer repeats, and less work where `quick` says so."""
@@ -229,4 +229,5 @@ def _builtin() -> Any:
     return resources.files("loadgen.campaign").joinpath("builtin")
 
 
-_KEYS = {key for model in (Campaign, Sweep, Panel, Expect, WorkloadSpec, Quick) for key in model.model_fields} - {"base"}
+_MODELS = (Campaign, Sweep, Panel, Expect, WorkloadSpec, Quick)
+_KEYS = {key for model in _MODELS for key in model.model_fields}

@@ -1,9 +1,9 @@
 """A campaign on disk: a file a trial, whole or not there, so that an interruption loses one trial at most.
 
-    campaign.json                    what it is
-    sittings.jsonl                   when, on which machine and with which versions it was worked on
-    trials/<cell>/<repeat>.jsonl.gz  the records of a trial (loadgen/record.py)
-    trials/<cell>/<repeat>.json      or why there are none: {"status": "infeasible" | "not possible", "reason": ...}
+campaign.json                    what it is
+sittings.jsonl                   when, on which machine and with which versions it was worked on
+trials/<cell>/<repeat>.jsonl.gz  the records of a trial (loadgen/record.py)
+trials/<cell>/<repeat>.json      or why there are none: {"status": "infeasible" | "not possible", "reason": ...}
 """
 
 import gzip
@@ -101,7 +101,7 @@ def _name(cell: Cell) -> str:
 
 
 def _dumped(campaign: Campaign) -> dict[str, Any]:
-    return campaign.model_dump(mode="json", by_alias=True)
+    return campaign.model_dump(mode="json")
 
 
 def _write(file: Path, data: bytes) -> None:

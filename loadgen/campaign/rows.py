@@ -47,9 +47,7 @@ def rows_of(trial: Trial, outcome: Result | Refusal, window: Window, names: Sequ
     cell, settings = trial.cell, dict(trial.cell.settings)
     if isinstance(outcome, Refusal):
         reason = outcome.reason
-        return [
-            Row(cell.key, cell.workload, cell.workload, trial.repeat, outcome.status, reason, settings=settings)
-        ]
+        return [Row(cell.key, cell.workload, cell.workload, trial.repeat, outcome.status, reason, settings=settings)]
     load = outcome.load
     status, reason = ("ok", "") if load.valid else ("invalid", "; ".join(load.reasons))
     energy = sum_energy(run.energy for run in outcome.runs)
@@ -57,9 +55,7 @@ def rows_of(trial: Trial, outcome: Result | Refusal, window: Window, names: Sequ
 
     def row(of: str, workflow: str | None) -> Row:
         found = measures(outcome, window, workflow)
-        return Row(
-            cell.key, cell.workload, of, trial.repeat, status, reason, load.driver, quality, settings, found
-        )
+        return Row(cell.key, cell.workload, of, trial.repeat, status, reason, load.driver, quality, settings, found)
 
     parts = list(zip(cell.parts, names, strict=True)) if len(cell.parts) > 1 else []
     return [row(cell.workload, None), *(row(label, name) for label, name in parts)]
@@ -88,7 +84,9 @@ def read(path: Path) -> list[Row]:
         with file.open(newline="", encoding="utf-8") as lines:
             found = list(csv.DictReader(lines))
     except OSError as error:
-        raise CampaignError(f"{file} cannot be read: {error.strerror or error}; `joulegate campaign` writes it") from None
+        raise CampaignError(
+            f"{file} cannot be read: {error.strerror or error}; `joulegate campaign` writes it"
+        ) from None
     try:
         return [
             Row(

@@ -66,4 +66,8 @@ def _here() -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = None
-    return {"system": platform.platform(), "machine": platform.machine(), "python": platform.python_version()} | packages
+    return {
+        "system": platform.platform(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+    } | packages

@@ -33,7 +33,7 @@ def load_of(campaign: Campaign, trial: Trial) -> Load:
     for label in cell.parts:
         spec = campaign.workload(label)
         lengths = (_whole(cell, "input_tokens"), _whole(cell, "output_tokens"))
-        made = workload(spec.base, spec.size, spec.fields, *lengths)
+        made = workload(spec.workload, spec.size, spec.fields, *lengths)
         users = _whole(cell, "users") or 1
         text = cell.get("arrivals")
         arrivals = Closed(users) if text is None else parse(str(text))

@@ -88,6 +88,8 @@ def test_holms_own_example() -> None:
 
 def test_a_line_is_judged() -> None:
     assert line_r2([1, 2, 3], [2, 4, 6]) == pytest.approx(1)
-    assert line_r2([1, 2, 3, 4], [1, 0, 1, 0]) == pytest.approx(stats.linregress([1, 2, 3, 4], [1, 0, 1, 0]).rvalue ** 2)
+    assert line_r2([1, 2, 3, 4], [1, 0, 1, 0]) == pytest.approx(
+        stats.linregress([1, 2, 3, 4], [1, 0, 1, 0]).rvalue ** 2
+    )
     with pytest.raises(ValueError, match="three"):
         line_r2([1, 2], [1, 2])
