@@ -35,12 +35,13 @@ def version() -> str:
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can mend into a line and exit status 1."""
     from joulegate.export import ExportError
+    from loadgen.campaign.faults import CampaignError, ReportError
     from proxy.config import ConfigError
     from proxy.energy.ledger_file import LedgerError
 
     try:
         yield
-    except (ConfigError, LedgerError, ExportError) as error:
+    except (ConfigError, LedgerError, ExportError, CampaignError, ReportError) as error:
         err.print(f"joulegate: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
 
@@ -306,6 +307,28 @@ def emulate(
     )
     with one_line_errors():
         run(options, lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False))
+
+
+@app.command()
+def campaign(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="one that ships, or a file (YAML); none: list them")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer repeats: a look of a minute or two")] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="of every cell, in the campaign's place")] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="where it grows; what is there already is not done again")
+    ] = None,
+) -> None:
+    """A grid of knobs over workloads, repeated, with a report. On the emulator, in virtual time."""
+    no_clash()
+    from joulegate.campaign import listed, run
+
+    with one_line_errors():
+        if name is None:
+            listed(out)
+        else:
+            run(name, quick=quick, repeats=repeats, folder=folder, out=out)
 
 
 @app.command()

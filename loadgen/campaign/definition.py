@@ -25,6 +25,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from loadgen.campaign.faults import CampaignError
 from loadgen.campaign.knobs import KNOBS, Value
 from loadgen.catalog import SIZES, registered
 from loadgen.measures import MEASURES, Window
@@ -33,10 +34,6 @@ from loadgen.statistics import Method
 Kind = Literal["dual", "lines", "box", "bars", "timeline"]
 Shape = Literal["rises", "falls", "flat", "linear", "lowest_at", "highest_at", "sharpest_from", "below", "about"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
-
-
-class CampaignError(ValueError):
-    """A campaign that cannot be: one line that says what would be right."""
 
 
 class _Strict(BaseModel):

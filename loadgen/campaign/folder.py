@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from loadgen.campaign.definition import Campaign, CampaignError
+from loadgen.campaign.definition import Campaign
+from loadgen.campaign.faults import CampaignError
 from loadgen.campaign.grid import Cell, Trial
 from loadgen.record import Result, as_bytes, of_bytes
 

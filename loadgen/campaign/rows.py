@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from loadgen.campaign.definition import CampaignError
+from loadgen.campaign.faults import CampaignError
 from loadgen.campaign.folder import Refusal
 from loadgen.campaign.grid import Trial
 from loadgen.campaign.knobs import KNOBS, Value

@@ -172,7 +172,7 @@ def _boxes(campaign: Campaign, panel: Panel, seen: Seen, knob: str) -> tuple[Box
         for point in points:
             values = seen.hit_rates.get(point.cell.key, ()) if measure == "hit_rate" else point.values
             groups.setdefault(point.x, {})[series] = tuple(values)
-    title = KNOBS[knob].title
+    title = KNOBS[knob].title.partition(" (")[0]
     return tuple(Boxes(f"{title} {x}", tuple(by), tuple(by.values())) for x, by in groups.items())
 
 

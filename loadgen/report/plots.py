@@ -1,20 +1,18 @@
 """Figures as PNG and SVG, in the manner of the paper's: drawn by matplotlib."""
 
 import importlib
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loadgen.campaign.faults import ReportError
 from loadgen.report.figures import Bars, Boxes, Figure, Line
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Okabe and Ito's
 MARKS = ("o", "s", "^", "D", "v", "P", "*")
 PARTS = ("#4c78a8", "#f58518", "#9d9da1", "#54a24b")
 CROSS = "#c00000"
-
-
-class ReportError(RuntimeError):
-    """A report cannot be made: one line that says what is missing."""
 
 
 def required(module: str) -> Any:
@@ -34,7 +32,7 @@ def draw(figure: Figure, stem: Path, note: str = "") -> list[Path]:
     plt = required("matplotlib.pyplot")
     wide = bool(figure.traces or figure.boxes)
     canvas, axes = plt.subplots(figsize=(8.0 if wide else 5.6, 4.0), constrained_layout=True)
-    axes.set(title=figure.title, xlabel=figure.x_title, ylabel=figure.y_title)
+    axes.set(title=figure.title, xlabel=figure.x_title, ylabel=wrapped(figure.y_title))
     axes.title.set_size(10.5)
     axes.grid(alpha=0.25, linewidth=0.6)
     if figure.boxes:
@@ -65,6 +63,11 @@ def draw(figure: Figure, stem: Path, note: str = "") -> list[Path]:
     return files
 
 
+def wrapped(title: str, end: str = "\n") -> str:
+    """A title of an axis in lines that fit beside it."""
+    return end.join(textwrap.wrap(title, 40))
+
+
 def _lines(axes: Any, figure: Figure) -> None:
     right = axes.twinx() if figure.right_title else None
     if figure.log_x:
@@ -75,7 +78,7 @@ def _lines(axes: Any, figure: Figure) -> None:
         _line(right if right is not None and line.axis == "right" else axes, line, index)
     for one, title in ((axes, figure.y_title), (right, figure.right_title)):
         if one is not None:
-            one.set_ylabel(title)
+            one.set_ylabel(wrapped(title))
             one.set_ylim(bottom=0)
     _crosses(axes, figure.lines)
 
