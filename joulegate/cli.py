@@ -331,6 +331,42 @@ def campaign(
             run(name, quick=quick, repeats=repeats, folder=folder, out=out)
 
 
+MeasureOption = Annotated[
+    list[str] | None, typer.Option("--measure", help="a column of trials.csv; more than once for several")
+]
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="a campaign's folder, or its trials.csv")],
+    second: Annotated[Path, typer.Argument(help="another's")],
+    measure: MeasureOption = None,
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+) -> None:
+    """What changed between two campaigns: cell by cell, with intervals, and in words."""
+    no_clash()
+    from joulegate.compare import show
+
+    with one_line_errors():
+        show(first, second, measure or (), json, out)
+
+
+@app.command()
+def gate(
+    base: Annotated[Path, typer.Argument(help="the campaign that sets the mark: its folder, or its trials.csv")],
+    new: Annotated[Path, typer.Argument(help="the one that is judged")],
+    max_regression: Annotated[str, typer.Option(help="how much worse a cell may be on average")] = "5%",
+    measure: MeasureOption = None,
+) -> None:
+    """For CI: exit status 1 if something got worse by more than is allowed, 3 if repeats are too few to tell."""
+    no_clash()
+    from joulegate.regress import run
+
+    with one_line_errors():
+        status = run(base, new, max_regression, measure or (), out)
+    raise typer.Exit(status)
+
+
 @app.command()
 def demo(
     seconds: Annotated[int, typer.Option(min=5, help="length of the load")] = 60,

@@ -59,16 +59,16 @@ ACCOUNTS = {
 }
 
 
-def measures(result: Result, window: Window = "whole", workflow: str | None = None) -> dict[str, float | None]:
+def measures(result: Result, window: Window = "whole", stream: int | None = None) -> dict[str, float | None]:
     """Every measure of a result; null where nobody can know it.
 
-    Over its `whole` length, or over its `steady` window: the runs and requests that ended in it. With `workflow`, of
+    Over its `whole` length, or over its `steady` window: the runs and requests that ended in it. With `stream`, of
     its runs alone; the machine-wide figures stay what they are.
     """
     begin_s, end_s = (0.0, result.load.seconds) if window == "whole" else result.load.window_s
 
     def counted(one: RunRecord | RequestRecord) -> bool:
-        return begin_s <= one.ended_s <= end_s and one.outcome == "ok" and workflow in (None, one.workflow)
+        return begin_s <= one.ended_s <= end_s and one.outcome == "ok" and stream in (None, one.stream)
 
     runs = [run for run in result.runs if counted(run)]
     requests = [request for request in result.requests if counted(request)]

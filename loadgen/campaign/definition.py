@@ -150,7 +150,10 @@ class Campaign(_Strict):
             _known(knob, KNOBS, "knob")
         for sweep in self.sweeps.values():
             for label in sweep.workloads:
-                for part in label.split("+"):
+                parts = label.split("+")
+                if len(set(parts)) < len(parts):
+                    raise ValueError(f"{label!r} names a workload twice: give one of them a label of its own")
+                for part in parts:
                     _known(part, {*self.workloads, *registered()}, "workload")
         figures = [panel.figure for panel in self.panels]
         if twice := next((figure for figure in figures if figures.count(figure) > 1), None):

@@ -6,7 +6,7 @@ one of them all, named in `of`.
 """
 
 import csv
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,8 +42,8 @@ class Row:
         return self.status == "ok"
 
 
-def rows_of(trial: Trial, outcome: Result | Refusal, window: Window, names: Sequence[str]) -> list[Row]:
-    """The rows of a trial. `names` are the workloads' own names (of their runs), in the order of the cell's parts."""
+def rows_of(trial: Trial, outcome: Result | Refusal, window: Window) -> list[Row]:
+    """The rows of a trial: of the cell, and of each workload in a cell of several."""
     cell, settings = trial.cell, dict(trial.cell.settings)
     if isinstance(outcome, Refusal):
         reason = outcome.reason
@@ -53,12 +53,12 @@ def rows_of(trial: Trial, outcome: Result | Refusal, window: Window, names: Sequ
     energy = sum_energy(run.energy for run in outcome.runs)
     quality = energy.quality if energy else ""
 
-    def row(of: str, workflow: str | None) -> Row:
-        found = measures(outcome, window, workflow)
+    def row(of: str, stream: int | None) -> Row:
+        found = measures(outcome, window, stream)
         return Row(cell.key, cell.workload, of, trial.repeat, status, reason, load.driver, quality, settings, found)
 
-    parts = list(zip(cell.parts, names, strict=True)) if len(cell.parts) > 1 else []
-    return [row(cell.workload, None), *(row(label, name) for label, name in parts)]
+    parts = cell.parts if len(cell.parts) > 1 else ()
+    return [row(cell.workload, None), *(row(label, stream) for stream, label in enumerate(parts))]
 
 
 def write(file: Path, rows: Iterable[Row]) -> int:

@@ -74,14 +74,7 @@ class Figure:
 
     @property
     def is_empty(self) -> bool:
-        return not any(
-            (
-                any(line.xs or line.crosses for line in self.lines),
-                any(any(values) for one in self.boxes for values in one.values),
-                any(value is not None for one in self.bars for part in one.parts.values() for value in part),
-                any(trace.at_s for trace in self.traces),
-            )
-        )
+        return not (self.lines or self.bars or self.traces or any(any(one.values) for one in self.boxes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +128,7 @@ def _lines(campaign: Campaign, panel: Panel, seen: Seen, place: Mapping[Value, f
         for series, points in lines(campaign, panel, seen.rows, measure).items():
             name = series if len(panel.measures) == 1 else f"{series}: {MEASURES[measure].title}"
             made.append(_line(name, points, place))
-    return tuple(made)
+    return _there(made)
 
 
 def _dual(campaign: Campaign, panel: Panel, seen: Seen, place: Mapping[Value, float]) -> tuple[Line, ...]:
@@ -146,7 +139,12 @@ def _dual(campaign: Campaign, panel: Panel, seen: Seen, place: Mapping[Value, fl
             highest = max((point.interval.mean for point in points if point.interval), default=1.0) or 1.0
             name = f"{series}: {MEASURES[measure].title}"
             made.append(_line(name, points, place, scale=1 / highest, axis=axis))
-    return tuple(made)
+    return _there(made)
+
+
+def _there(made: Sequence[Line]) -> tuple[Line, ...]:
+    """Those that anything is known of."""
+    return tuple(line for line in made if line.xs or line.crosses)
 
 
 def _line(
@@ -186,7 +184,12 @@ def _bars(campaign: Campaign, panel: Panel, seen: Seen) -> tuple[Bars, ...]:
             stacks.setdefault(series, {})[MEASURES[measure].title.partition(" joules")[0]] = means
             places[series] = tuple(str(point.x) for point in points)
             crosses[series] = tuple(str(point.x) for point in points if point.status == "infeasible")
-    return tuple(Bars(series, places[series], stack, crosses[series]) for series, stack in stacks.items())
+    known = {
+        series: stack
+        for series, stack in stacks.items()
+        if crosses[series] or any(value is not None for part in stack.values() for value in part)
+    }
+    return tuple(Bars(series, places[series], stack, crosses[series]) for series, stack in known.items())
 
 
 def _traces(campaign: Campaign, panel: Panel, seen: Seen, knob: str) -> tuple[Trace, ...]:
@@ -194,7 +197,9 @@ def _traces(campaign: Campaign, panel: Panel, seen: Seen, knob: str) -> tuple[Tr
     for series, cells in panel_cells(campaign, panel).items():
         for cell in cells:
             found = seen.busy.get(cell.key, ())
-            name = f"{series}, {KNOBS[knob].title} {cell.get(knob)}"
+            if not found:
+                continue
+            name = f"{series}, {KNOBS[knob].title.partition(' (')[0]} {cell.get(knob)}"
             made.append(Trace(name, tuple(at for at, _ in found), tuple(share for _, share in found)))
     return tuple(made)
 

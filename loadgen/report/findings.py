@@ -15,7 +15,7 @@ Verdict = Literal["agrees", "differs", "not seen"]
 FLAT = 0.10  # highest over lowest mean
 LINEAR_R2 = 0.98
 ABOUT = 0.25
-ROUNDING = 1e-3  # steps smaller than this share are no steps: two repeats of the same work differ by more
+ROUNDING = 1e-3  # a smaller share is no difference: repeats of the same work differ by more
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +77,11 @@ def sentence(points: Sequence[Point], measure: str) -> str:
     text = f"{_figure(first)} at {first_x}"
     if len(known) > 1:
         text += f", {_figure(last)} {unit} at {last_x}".replace("  ", " ") + f" ({_change(first, last)})"
-        low_x, high_x = (f(known, key=lambda one: one[1])[0] for f in (min, max))
-        if low_x not in (first_x, last_x):
-            text += f"; lowest at {low_x}"
-        if high_x not in (first_x, last_x):
-            text += f"; highest at {high_x}"
+        low, high = (f(mean for _, mean in known) for f in (min, max))
+        for word, extreme in (("lowest", low), ("highest", high)):
+            places = [x for x, mean in known if abs(mean - extreme) <= ROUNDING * abs(extreme)]
+            if places not in ([first_x], [last_x]):
+                text += f"; {word} at {', '.join(str(x) for x in places)}"
     if marked := [str(point.x) for point in points if point.status == "infeasible"]:
         text += f"; infeasible at {', '.join(marked)}"
     return text

@@ -127,7 +127,7 @@ def _accounts(campaign: Campaign, rows: Sequence[Row]) -> str:
             found.append(
                 [
                     escape(panel.figure),
-                    escape(f"{one.paper.series} {one.paper.expected}"),
+                    escape(f"{MEASURES[one.ours.measure].title}: {one.paper.series} {one.paper.expected}"),
                     f"{one.paper.verdict}: {escape(one.paper.seen)}",
                     f"{one.ours.verdict}: {escape(one.ours.seen)}",
                     changed,

@@ -79,7 +79,7 @@ def _lines(axes: Any, figure: Figure) -> None:
     for one, title in ((axes, figure.y_title), (right, figure.right_title)):
         if one is not None:
             one.set_ylabel(wrapped(title))
-            one.set_ylim(bottom=0)
+            one.set_ylim(bottom=0, top=1.08 if figure.right_title else None)
     _crosses(axes, figure.lines)
 
 

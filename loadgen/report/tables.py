@@ -58,8 +58,7 @@ def write_all(campaign: Campaign, folder: Folder) -> tuple[Read, list[Path]]:
             outcome = folder.read(trial)
             if outcome is None:
                 continue
-            names = [campaign.workload(label).workload for label in trial.cell.parts]
-            read.rows += rows_of(trial, outcome, campaign.window, names)
+            read.rows += rows_of(trial, outcome, campaign.window)
             if not isinstance(outcome, Refusal):
                 writers[0].writerows(_runs(trial, outcome))
                 writers[1].writerows(_requests(trial, outcome))

@@ -105,7 +105,7 @@ def test_what_nobody_knows_is_null(result: Result) -> None:
     found = measures(replace(result, requests=(unknown, *result.requests[1:]), samples=()))
     names = ("joules_per_token", "hit_rate", "machine_joules", "joules_per_run_paper", "gpu_busy_share")
     assert [found[name] for name in names] == [None] * 5
-    assert measures(result, workflow="another")["latency_s"] is None
+    assert measures(result, stream=7)["latency_s"] is None
 
 
 def test_generating_seconds_are_counted_once(result: Result) -> None:
@@ -116,7 +116,7 @@ def test_generating_seconds_are_counted_once(result: Result) -> None:
 def test_side_by_side_workflows_are_told_apart_and_the_critical_path_of_a_real_run_costs_less_than_all_of_it() -> None:
     load = Load((Stream((Coding.paper(),), Closed(1), 1), Stream((Search.paper(),), Closed(1), 1)), seed=1)
     result = run(load, Host())
-    both, coding, search = (measures(result, workflow=name) for name in (None, "coding", "search"))
+    both, coding, search = (measures(result, stream=stream) for stream in (None, 0, 1))
     assert (both["tokens_counted"] or 0) == (coding["tokens_counted"] or 0) + (search["tokens_counted"] or 0)
     on, off, whole = (coding[name] or 0 for name in ("joules_on_path", "joules_off_path", "joules_per_run"))
     assert 0 < on < 0.6 * whole and on + off == pytest.approx(whole)
