@@ -1,4 +1,5 @@
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def test_changes_are_scipys_of_the_logarithms(pairs: list[tuple[float, float]]) 
     if np.std(logs) < 1e-6 or np.std(np.log(before)) < 1e-6 or np.std(np.log(after)) < 1e-6:
         return
     paired, welch = paired_change(before, after), unpaired_change(before, after)
-    expected = stats.ttest_rel(np.log(after), np.log(before))
+    expected: Any = stats.ttest_rel(np.log(after), np.log(before))
     interval = expected.confidence_interval(0.95)
     assert paired.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
     assert (paired.low, paired.high) == pytest.approx((np.expm1(interval.low), np.expm1(interval.high)), rel=1e-6)
