@@ -125,6 +125,9 @@ class Server(uvicorn.Server):
 
 
 _LAST_WORDS_S = 6.0
+# A load balancer that keeps connections for a minute, as most do, must be the one that ends them: one that we end just
+# as it sends a request on it costs that request.
+_KEEP_ALIVE_S = 75
 
 
 async def serve(
@@ -142,13 +145,14 @@ async def serve(
     gateway = Gateway(config, version, read)
     settings = uvicorn.Config(
         gateway,
-        http=bounded(config.limits.header_bytes, config.limits.header_seconds),
+        http=bounded(lambda: gateway.config.limits, lambda: server.should_exit),
         ws="none",
         lifespan="off",
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,  # nobody is told where clients come from
+        timeout_keep_alive=_KEEP_ALIVE_S,
     )
     settings.load()
     if config.listen.tls is not None:
@@ -225,7 +229,7 @@ def run(
     read: Callable[[], Config] | None = None,
 ) -> None:
     """`serve` on the fastest event loop there is."""
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # its warnings are of what clients send
     serving = serve(config, version, sock, ready, read)
     try:
         import uvloop

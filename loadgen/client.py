@@ -1,6 +1,7 @@
 """One call over HTTP: what is asked of an OpenAI endpoint, and what came back with its times."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +92,12 @@ class Client:
     @property
     def exact(self) -> bool:
         return self._lengths is not None
+
+    def learn(self, text: str) -> None:
+        """Make ready an answer that later prompts will quote."""
+        if self._lengths is not None and text:
+            with suppress(AnswerError):  # the call that needs it will say so
+                self._lengths.learn(text)
 
     def ask(self, call: Call, tags: Mapping[str, str], outputs: Outputs) -> Answered:
         """Send one call and read its answer to the end; what goes wrong stands in `error`."""

@@ -8,7 +8,7 @@ is patched, but nothing else runs in this thread meanwhile.
 
 import logging
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from uuid import uuid4
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 
 PAUSE_AFTER_FAILURE_S = 1.0  # a target that is down must not be hammered
 SETTLE_S = 30.0
+LAST = 20_000  # requests, of a load that is not kept whole
 
 
 @dataclass(slots=True)
@@ -72,9 +73,12 @@ class _Running:
 
 
 class Drive:
-    """One load under way. `begin`, then runs by `all_streams`, or one at a time by `carry_out`; then `finish`."""
+    """One load under way. `begin`, then runs by `all_streams`, or one at a time by `carry_out`; then `finish`.
 
-    def __init__(self, schedule: Schedule, target: Target, listeners: Listeners) -> None:
+    Without `whole` only the last requests and runs are kept, and not their gaps: for loads that go on for days.
+    """
+
+    def __init__(self, schedule: Schedule, target: Target, listeners: Listeners, whole: bool = True) -> None:
         self.schedule, self.target = schedule, target
         self.label = uuid4().hex[:12]  # in the ids of its runs, which no other load has
         self.outcomes: Counter[Outcome] = Counter()
@@ -83,8 +87,9 @@ class Drive:
         self._collector = Collector(self._client.server, self._client.headers, self.now, self._settled)
         self._beside: list[gevent.Greenlet] = []
         self._zero = time.perf_counter()
-        self._requests: list[RequestRecord] = []
-        self._runs: list[RunRecord] = []
+        self._whole = whole
+        self._requests: deque[RequestRecord] = deque(maxlen=None if whole else LAST)
+        self._runs: deque[RunRecord] = deque(maxlen=None if whole else LAST)
         self._receipts: dict[str, Mapping[str, Receipt]] = {}
         self._steady_to_s = float("inf")
 
@@ -179,6 +184,8 @@ class Drive:
                     outcome = "failed"
                     break
                 execution.answer(dispatch.call.node, answered.text, answered.ended_s)
+                if execution.run.quotes(dispatch.call.node):
+                    self._client.learn(answered.text)
             else:
                 outcome = "ok"
         finally:
@@ -249,7 +256,7 @@ class Drive:
             error=answered.error,
         )
         running.requests.append(record)
-        self._requests.append(record)
+        self._requests.append(record if self._whole else replace(record, gaps_s=()))
         self._listeners.request(record)
 
     # The end ---------------------------------------------------------------------------------------------------------
@@ -305,7 +312,8 @@ class Drive:
         self._client.server.close()
 
     def _settled(self, run: str, receipts: Mapping[str, Receipt]) -> None:
-        self._receipts[run] = receipts
+        if self._whole:
+            self._receipts[run] = receipts
         if energy := sum_energy(receipt.energy for receipt in receipts.values()):
             self._listeners.joules(run.partition(f"-{self.label}-")[0], energy.joules)
 

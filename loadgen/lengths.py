@@ -20,17 +20,20 @@ class Lengths:
     """`tokenize` gives the ids of a text, without any that only begin or end one; what it raises goes through."""
 
     def __init__(self, tokenize: Callable[[str], list[int]]) -> None:
-        self._tokenize = tokenize
         self._ids = lru_cache(KEPT_TEXTS)(tokenize)
 
     def prompt(self, call: Call, outputs: Outputs) -> list[int]:
         """The ids of a call's prompt."""
         return [token for piece in call.prompt for token in self._of(piece, outputs)]
 
+    def learn(self, text: str) -> None:
+        """Ask for the ids of a text once, before many calls need them at the same time."""
+        self._ids(text)
+
     def _of(self, piece: Piece, outputs: Outputs) -> list[int]:
         if piece.answer_of is not None:
             answer = outputs[piece.answer_of]
-            return self._tokenize(answer)[: piece.tokens] if answer else []
+            return self._ids(answer)[: piece.tokens] if answer else []
         ids = self._ids(piece.text)
         return ids if piece.tokens is None else self._exactly(ids, piece.tokens)
 

@@ -102,15 +102,20 @@ def begin(environment: Environment, **_: Any) -> None:
     options, runner = environment.parsed_options, environment.runner
     assert options is not None and runner is not None
     if isinstance(runner, MasterRunner):
-        # Every option goes to the workers, this one too: whose number in it is n has every n-th run.
+        # Every option goes to the workers, these too: one of n workers has every n-th run.
         options.sharers = [client.id for client in runner.clients.ready]
-        if (users := runner.target_user_count or 0) < len(options.sharers):
+        options.all_users = users = runner.target_user_count or 0
+        if users < len(options.sharers):
             fail(environment, f"{len(options.sharers)} workers need as many users, there are {users}")
         return
+    if not isinstance(runner, WorkerRunner):
+        options.sharers, options.all_users = [""], runner.target_user_count
     try:
-        load, sharers = load_of(options), getattr(options, "sharers", [None])
+        load = load_of(options)
+        sharers: list[str] = options.sharers
         worker = sharers.index(runner.client_id) if isinstance(runner, WorkerRunner) else 0
-        begun = Drive(Schedule(load, worker, len(sharers)), target_of(environment), listeners_of(environment))
+        schedule = Schedule(load, worker, len(sharers))
+        begun = Drive(schedule, target_of(environment), listeners_of(environment), whole=bool(options.record))
         begun.begin(joules=not options.no_joules)
     except AnswerError as error:
         fail(environment, f"{environment.host or HOST}: {error}; start the gateway, or give --model")
@@ -199,7 +204,7 @@ def load_of(options: Any) -> Load:
     workloads = tuple(catalog.workload(name, options.size, chosen, *lengths) for name in names)
     arrivals: Arrivals
     if options.arrivals == "closed":
-        arrivals = Closed(1, options.think)
+        arrivals = Closed(options.all_users, options.think)
     elif options.arrivals == "recorded" and isinstance(workloads[0], Replay):
         arrivals = workloads[0].arrivals()
     else:

@@ -57,6 +57,10 @@ class Run:
                 raise ValueError(f"{call.node!r} waits for {sorted(missing)[0]!r}, which does not come before it")
             known.add(call.node)
 
+    def quotes(self, node: str) -> bool:
+        """Whether the answer of a call is part of another's prompt."""
+        return any(piece.answer_of == node for call in self.calls for piece in call.prompt)
+
 
 class Workload(Protocol):
     """A class of runs. Equal states of `rng` and equal numbers give equal runs.

@@ -251,6 +251,7 @@ class Gateway:
             self.router.affinity = affinity(new.routing.affinity, new.routing.entries)
         self.config, self.policy = new, policy
         self.engines = [lane.engine for lane in self.lanes]
+        keys.carry_on(self.keys)
         self.keys = self.forward.keys = self.live.keys = keys
         self.router.configured = {engine.name: engine.models for engine in new.engines}
         self.router.slack = new.routing.slack

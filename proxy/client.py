@@ -19,6 +19,7 @@ HOP_BY_HOP = frozenset(
 )
 _NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server"}
 _TELL_S = 5.0
+_FRAME_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # What our server adds to a scope: `tell_when_gone(tell)` calls `tell` should the connection end before the function
 # that it returned is called. It saves a task a request; elsewhere a task waits on `receive`.
 TELL_WHEN_GONE = "joulegate.tell_when_gone"
@@ -47,6 +48,7 @@ class Client:
         self.extra: list[Header] = []
         self.began = False
         self.gone = False
+        self._said = b""  # last, of a reply's body
 
     async def body(self, most_bytes: int) -> bytes:
         """The whole body. Raises Refusal (413) as soon as it is too large."""
@@ -94,6 +96,7 @@ class Client:
         await self._send({"type": "http.response.start", "status": status, "headers": head})
 
     async def send(self, data: bytes, more: bool = False) -> None:
+        self._said = data
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def answer(self, status: int, body: bytes, headers: Iterable[Header] = ()) -> None:
@@ -112,6 +115,8 @@ class Client:
         with suppress(TimeoutError):  # a client that reads nothing is not told; the books are closed all the same
             async with asyncio.timeout(_TELL_S):
                 if self.began and not self.gone:
-                    await self.send(b"data: " + refusal.body() + b"\n\n")
+                    # Where the engine broke off inside a frame, ours must not read as the rest of it.
+                    apart = b"" if self._said.endswith(_FRAME_ENDS) else b"\n\n"
+                    await self.send(apart + b"data: " + refusal.body() + b"\n\n")
                 else:
                     await self.answer(refusal.status, refusal.body(), refusal.headers())

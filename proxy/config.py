@@ -286,6 +286,12 @@ class Limits(Strict):
     steps: Annotated[int, Field(ge=1)] = 20
     paths: tuple[str, ...] = ()  # further paths to forward, beside the OpenAI ones
 
+    @model_validator(mode="after")
+    def paths_are_whole(self) -> Self:
+        if partial := [path for path in self.paths if not path.startswith("/")]:
+            raise ValueError(f"paths must begin with /, as in '/rerank', not {partial[0]!r}")
+        return self
+
 
 class Routing(Strict):
     """Which of several engines of one model a request goes to."""

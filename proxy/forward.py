@@ -114,11 +114,10 @@ class _Exchange:
 
     async def run(self) -> None:
         client = self.client
-        unwatch: Callable[[], object] | None = None
         code, outcome = 500, Outcome.REFUSED
         try:
             caller = self.caller = self.forward.keys.caller(client.headers)
-            if client.path.startswith(MODELS) and client.method == "GET":
+            if client.method == "GET" and (client.path == MODELS or client.path.startswith(f"{MODELS}/")):
                 await self._models()
                 return
             self._check_path()
@@ -130,8 +129,10 @@ class _Exchange:
             try:
                 code, outcome = await self._serve(caller, raw)
             finally:
+                # From here on nothing is spent, and only words are owed.
+                unwatch()
                 if self.draw is not None:
-                    self.draw.stop = None  # from here on nothing is spent, and only words are owed
+                    self.draw.stop = None
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
             await client.answer(refusal.status, refusal.body(), refusal.headers())
@@ -157,8 +158,6 @@ class _Exchange:
             log.error("request %s failed inside the gateway\nTraceback:\n%s%s", self.id, where, kind)
             await client.tell(Broken("the gateway failed; its log has the reason", "gateway_error", 500))
         finally:
-            if unwatch is not None:
-                unwatch()
             if self.entered is not None:
                 self.entered.leave(self._tokens(), clock.now())
             if self.draw is not None:
@@ -215,6 +214,9 @@ class _Exchange:
             raise Refusal(429, failure.what, failure.code, retry_after_s=1)
         if not any(lane.up for lane in lanes):
             raise Refusal(503, f"no engine is up ({failure})", "no_engine", retry_after_s=2)
+        if failure is not None and failure.code == "no_engine":  # taken out while the request stood in its queue
+            retry_s = min(lane.breaker.retry_after_s(clock.now()) for lane in lanes)
+            raise Refusal(503, failure.what, failure.code, retry_after_s=retry_s)
         raise failure or Broken("no engine answered", "engine_failed")
 
     def _identify(self, body: Mapping[str, Any]) -> Identity:

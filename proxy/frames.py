@@ -20,7 +20,7 @@ _OUTPUT = re.compile(
 )
 # A token without a text of its own (part of a character, a special token) in the middle of an answer.
 _SILENT = re.compile(rb'(?:"text"|"delta": ?\{"content"): ?""(?=.*"finish_reason": ?null)')
-_FINISHED = re.compile(rb'"finish_reason": ?"')
+_FINISHED = re.compile(rb'"finish_reason": ?"|response\.(?:completed|incomplete|failed)"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +117,13 @@ class Frames:
         self._last = frame
         if _carries_output(frame):
             self.content += 1
-        elif b'"error"' in frame[at : at + 24]:
+        elif b'"error"' in frame[at : at + 24] or b"response.failed" in frame[: at + 40]:
             self.error = frame[at + 5 :].strip()
         return frame
 
     @property
     def complete(self) -> bool:
-        """Whether the answer came to its end: with `[DONE]`, or at least with a reason to finish."""
+        """Whether the answer came to its end: with `[DONE]`, a reason to finish, or a whole response."""
         return self.done or _FINISHED.search(self._last) is not None
 
     def _usage_frame(self, frame: bytes, at: int) -> bytes:

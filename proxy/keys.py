@@ -1,8 +1,9 @@
 """Whose a request is and what it may see. Without keys everybody is the tenant `default`."""
 
 import hashlib
+import hmac
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from proxy.budget import Terms
 from proxy.config import Admin, ConfigError, Key
@@ -49,6 +50,14 @@ class Keys:
                 raise ConfigError(f"{key.whose} is somebody else's too: give each its own")
             self._callers[digest] = _caller(key)
 
+    def carry_on(self, before: "Keys") -> None:
+        """Let each key have used already what it had used of its allowance in an earlier configuration."""
+        for digest, caller in self._callers.items():
+            was = before._callers.get(digest)
+            if was is not None and was.quota is not None and caller.quota is not None:
+                was.quota.change(caller.quota)
+                self._callers[digest] = replace(caller, quota=was.quota)
+
     def __bool__(self) -> bool:
         return bool(self._callers)
 
@@ -73,7 +82,7 @@ class Keys:
             return ANYONE
         token = _token(headers)
         digest = _digest(token)
-        if digest == self._admin:
+        if self._is_admins(digest):
             raise Refusal(403, "The admin key sends no requests: use a tenant's.", "admin_key")
         if not self._callers:
             return ANYONE
@@ -86,7 +95,10 @@ class Keys:
         """Whether the caller may see everything: with the admin key, or where there is no key at all."""
         if self._admin is None:
             return not self._callers
-        return _digest(_token(headers)) == self._admin
+        return self._is_admins(_digest(_token(headers)))
+
+    def _is_admins(self, digest: bytes) -> bool:
+        return self._admin is not None and hmac.compare_digest(digest, self._admin)
 
     def tenant(self, headers: Headers) -> str | None:
         """Whose figures the caller may see; None is everybody's. Raises Refusal (401)."""

@@ -57,11 +57,23 @@ class Quota:
             self.requests.take(1, now)
         self.in_flight += 1
 
+    def change(self, to: "Quota") -> None:
+        """Take the allowances of another one. Of a rate that stays, what was used counts on, and so do those inside."""
+        if _rate(self.requests) != _rate(to.requests):
+            self.requests = to.requests
+        if _rate(self.tokens) != _rate(to.tokens):
+            self.tokens = to.tokens
+        self.most_in_flight = to.most_in_flight
+
     def leave(self, tokens: int, now: float) -> None:
         """The request is over and used so many tokens, which nobody could know before: they may leave a debt."""
         self.in_flight -= 1
         if self.tokens is not None:
             self.tokens.take(tokens, now)
+
+
+def _rate(bucket: Bucket | None) -> int | None:
+    return None if bucket is None else bucket.per_minute
 
 
 def _over(allowance: str, wait_s: float) -> Refusal:

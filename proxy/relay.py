@@ -20,7 +20,7 @@ from proxy.upstream import Reply, Unreachable
 _NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
 _SECRETS = frozenset((b"authorization", b"x-api-key"))
 _RETRY_STATUS = {429, 500, 502, 503, 504}
-_ENDS_WITH_A_REASON = ("/v1/chat/completions", "/v1/completions")
+_ENDS_WITH_A_REASON = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
 Report = Callable[[], dict[str, Any]]
 

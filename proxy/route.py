@@ -73,7 +73,9 @@ class Lane:
         future = asyncio.get_running_loop().create_future()
         self.waiting[ticket] = future
         try:
-            await asyncio.wait_for(future, timeout_s)
+            # Not wait_for: on Python 3.11 it loses the cancellation of a client that leaves as the gate lets it in.
+            async with asyncio.timeout(timeout_s):
+                await future
         finally:
             self.waiting.pop(ticket, None)
 

@@ -65,6 +65,8 @@ class Reply(asyncio.Protocol):
         """Wait for status and headers. Raises Dropped."""
         while not self._has_head:
             await self._more()
+        if self.status > 599:
+            raise Dropped(f"its status {self.status} is none of HTTP's")
 
     async def next(self) -> bytes:
         """The bytes of the body that have arrived, waiting for some; empty at its end. Raises Dropped."""
@@ -126,7 +128,7 @@ class Reply(asyncio.Protocol):
         self._started = True
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError as error:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._drop(Dropped(f"its reply is not HTTP: {error}"))
             self.abort()
         if self._buffered > _BUFFER_LIMIT and not self._paused and self._transport is not None:

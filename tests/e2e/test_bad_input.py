@@ -48,7 +48,9 @@ def test_unusual_but_valid_json_is_the_engines_to_judge(gateway: Gateway) -> Non
     assert reply.status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/v1", "/v1/nothing", "/v1/chat/completions/", "/v1/models/none", "/nothing"])
+@pytest.mark.parametrize(
+    "path", ["/v1", "/v1/nothing", "/v1/chat/completions/", "/v1/models/none", "/v1/modelsstub-7b", "/nothing"]
+)
 def test_an_unknown_path(gateway: Gateway, path: str) -> None:
     assert refusal(gateway.http.get(path))[0] == 404
 

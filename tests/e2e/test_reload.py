@@ -105,6 +105,18 @@ def test_sighup_takes_keys_limits_policy_workflows_and_routing(
         assert f"{part} changed" in gateway.log()
 
 
+def test_a_reload_forgives_no_key_what_it_has_used(make_gateway: Callable[..., Gateway], engines: list[Engine]) -> None:
+    admin = {"authorization": "Bearer secret-of-admin"}
+    key = {"authorization": "Bearer secret-of-t"}
+    once = {"tenant": "t", "key": "secret-of-t", "requests_per_minute": 1}
+    kept: dict[str, Any] = {"keys": [once], "admin": {"key": "secret-of-admin"}}
+    gateway = make_gateway(config(("a", engines[0]), **kept))
+    assert gateway.chat(key, max_tokens=1).status_code == 200
+    gateway.configure(config(("a", engines[0]), **kept, limits={"queue": 7}))
+    assert gateway.http.post("/admin/reload", headers=admin).json() == {"changes": "limits changed"}
+    assert gateway.chat(key, max_tokens=1).status_code == 429
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

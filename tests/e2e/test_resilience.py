@@ -5,6 +5,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
@@ -210,6 +211,21 @@ def test_an_engine_that_keeps_failing_is_taken_out_and_comes_back(make_gateway: 
         assert "taken out for 0.5 s" in gateway.log() and "is back in service" in gateway.log()
     finally:
         engine.close()
+
+
+@pytest.mark.scripted
+def test_who_stood_in_its_queue_when_it_was_taken_out_hears_when_to_come_back(
+    make_gateway: Callable[..., Gateway], engine: Engine
+) -> None:
+    limits = {"limits": {"in_flight": 1}, "breaker": {"failures": 1, "open_seconds": 30}}
+    gateway = all_up(make_gateway(before(engine, **limits)))
+    with ThreadPoolExecutor() as pool:
+        with gateway.http.stream("POST", "/v1/chat/completions", json=chat_body(stream=True, max_tokens=100_000)):
+            queued = [pool.submit(gateway.chat, stub={"refuse": 500}) for _ in range(2)]
+            until(lambda: gateway.metric("joulegate_gate_queued") == 2)
+        failed, refused = sorted((one.result() for one in queued), key=lambda reply: reply.status_code)
+    assert (failed.status_code, refused.status_code) == (500, 503)
+    assert refused.json()["error"]["code"] == "no_engine" and 1 <= int(refused.headers["retry-after"]) <= 30
 
 
 def test_clients_errors_take_nobody_out(make_gateway: Callable[..., Gateway], engine: Engine) -> None:

@@ -133,6 +133,16 @@ def test_what_is_cut_off_is_recorded_as_such(served: Any) -> None:
     assert [request.outcome for request in result.requests] == ["cut"] == [one.outcome for one in result.runs]
 
 
+def test_a_load_without_end_keeps_its_last_requests_alone(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "LAST", 3)
+    drive = Drive(Schedule(load(Request.small(), Closed(1), 5)), Target(url=served.url), Listeners(), whole=False)
+    drive.begin()
+    drive.all_streams()
+    result = drive.finish()
+    assert [request.number for request in result.requests] == [2, 3, 4] == [one.number for one in result.runs]
+    assert drive.outcomes["ok"] == 5 and not any(request.gaps_s for request in result.requests)
+
+
 def test_a_fault_of_ours_fails_a_run_and_hangs_nothing(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> Any:
         raise KeyError("oops")

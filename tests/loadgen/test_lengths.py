@@ -36,5 +36,7 @@ def test_a_text_is_asked_for_once() -> None:
         return words(text)
 
     lengths = Lengths(tokenize)
+    lengths.learn("x y z")
+    assert lengths.prompt(call(Piece(answer_of="a")), {"a": "x y z"}) == words("x y z") and asked == ["x y z"]
     first, second = (lengths.prompt(call(Piece("a b c", 2), Piece(f"own {n}")), {}) for n in range(2))
     assert first[:2] == second[:2] and asked.count("a b c") == 1

@@ -46,7 +46,8 @@ async def locust(url: str, *arguments: str, users: int = 2, until: asyncio.Event
 async def test_runs_are_complete_and_say_where_they_stand(stub: Any, tmp_path: Path) -> None:
     stats_file = tmp_path / "stats"
     arguments = ("--workload", "all", "--seed", "3", "--max-runs", "8", "--api-key", "sk-x")
-    code, output = await locust(stub.url, *arguments, "--json-file", str(stats_file))
+    record = tmp_path / "load.jsonl"
+    code, output = await locust(stub.url, *arguments, "--json-file", str(stats_file), "--record", str(record))
     assert code == 0, output
     assert "Traceback" not in output
     assert "8 runs complete, 0 failed, 0 cut off" in output
@@ -77,6 +78,8 @@ async def test_runs_are_complete_and_say_where_they_stand(stub: Any, tmp_path: P
     counts = requests_by_name(stats_file)
     assert all(counts["WORKFLOW", name] == 2 for name in ("coding", "composite", "search", "summarize"))
     queries = sum(arrival.headers["X-Workflow-Name"] == "search" for arrival in stub.arrivals)
+    load = read(record).load
+    assert load.driver == "locust" and load.load["streams"][0]["arrivals"]["users"] == 2
     kinds = ("POST", "ttft", "itl", "tokens")
     assert [counts[kind, "search/query"] for kind in kinds] == [queries] * len(kinds)
 
@@ -134,6 +137,7 @@ async def test_workers_share_one_schedule_of_open_arrivals(stub: Any, tmp_path: 
     # Each worker's times are its own until they are merged: those of the one that began first are left alone.
     own = {(one.number, one.intended_s) for one in result.runs} & set(due)
     assert 0 < len(own) <= 12 and len({arrival.run.split("-")[1] for arrival in stub.arrivals}) == 2
+    assert result.load.load["streams"][0]["runs"] == 12
     assert len(result.load.facts["workers"]) == 2 and result.load.driver == "locust"
 
 

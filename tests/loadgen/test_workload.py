@@ -81,6 +81,11 @@ def test_a_call_that_cannot_be_sent_is_refused(wrong, message: str) -> None:
         wrong()
 
 
+def test_a_run_knows_what_is_quoted() -> None:
+    quoting = Call("b", "b", 8, (Piece(answer_of="a"),), parents=("a",))
+    assert [Run("w", (call("a"), quoting)).quotes(node) for node in "ab"] == [True, False]
+
+
 def test_tags_name_parents_but_not_mere_order() -> None:
     reviewer = call("reviewer-1", parents=("architect", "engineer-1"), after=("reviewer-0",))
     assert tags("run-7", "coding", Dispatch(reviewer, final=True)) == {

@@ -63,6 +63,7 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(data: dict[str, Any]
         ({"engines": [{"name": "e1"}]}, "engine e1: kind is missing"),
         ({"engines": [ENGINE, ENGINE]}, "two engines are called e1"),
         ({"engines": [{**ENGINE, "url": "gpu1:8000"}]}, "url must begin with http:// or https://, not 'gpu1:8000'"),
+        ({"limits": {"paths": ["/rerank", "score"]}}, "limits: paths must begin with /, as in '/rerank', not 'score'"),
         ({"engines": [{**ENGINE, "model_path": "/m.gguf"}]}, "model_path is for kind embedded alone"),
         ({"engines": [{**ENGINE, "devices": ["gpu:0"]}]}, "device 'gpu:0' is not of the form host/gpu:0"),
         ({"engines": [{**ENGINE, "devices": ["h9/gpu:0"]}]}, "unknown host; known: local"),

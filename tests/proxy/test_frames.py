@@ -251,6 +251,16 @@ def test_an_error_later_on_is_seen_too() -> None:
     assert frames.error == b'{"error": {"message": "broke"}}'
 
 
+@pytest.mark.parametrize("named", [b"event: response.failed\n", b""])
+def test_a_response_that_failed_is_an_error_too(named: bytes) -> None:
+    frames = Frames()
+    failed = b'{"type":"response.failed","response":{"error":{"code":"server_error"},"usage":null}}'
+    frames.feed(b'event: response.created\ndata: {"type":"response.created","response":{"error":null}}\n\n')
+    assert frames.error is None
+    frames.feed(named + b"data: " + failed + b"\n\n")
+    assert frames.error == failed
+
+
 def test_a_word_in_an_answer_is_no_error() -> None:
     frames = Frames()
     frames.feed(chat({"content": '{"error": 1}'}))
@@ -264,6 +274,10 @@ def test_a_word_in_an_answer_is_no_error() -> None:
         (chat({"content": "x"}, "length"), True),
         (chat({"content": "x"}), False),
         (chat({"content": "x"}) + DONE, True),
+        (b'event: response.in_progress\ndata: {"type":"response.in_progress","response":{}}\n\n', False),
+        (b'event: response.output_text.done\ndata: {"type":"response.output_text.done","text":"a"}\n\n', False),
+        (b'event: response.completed\ndata: {"type":"response.completed","response":{"usage":null}}\n\n', True),
+        (b'data: {"type": "response.incomplete", "response": {"usage": {"input_tokens": 1}}}\n\n', True),
         (b"", False),
     ],
 )

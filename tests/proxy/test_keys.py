@@ -6,6 +6,7 @@ import pytest
 
 from proxy.config import Admin, ConfigError, Key
 from proxy.keys import Caller, Keys
+from proxy.quota import Quota
 from proxy.refusal import Refusal
 
 
@@ -155,6 +156,31 @@ def test_the_admin_key_sends_no_requests(keys: Keys) -> None:
     with pytest.raises(Refusal) as refusal:
         keys.caller(bearer("sk-admin"))
     assert (refusal.value.status, refusal.value.code) == (403, "admin_key")
+
+
+def test_another_configuration_forgives_a_key_nothing() -> None:
+    def used(*keys: Key) -> tuple[Keys, Quota]:
+        made = Keys(keys)
+        made.carry_on(before)
+        quota = made.caller(bearer("sk-a")).quota
+        assert quota is not None
+        return made, quota
+
+    before = Keys([Key(tenant="a", key="sk-a", requests_per_minute=1, tokens_per_minute=60)])
+    entered = before.caller(bearer("sk-a")).quota
+    assert entered is not None
+    entered.enter(100.0)
+    before, same = used(Key(tenant="b", key="sk-a", requests_per_minute=1, tokens_per_minute=60, in_flight=1))
+    assert before.caller(bearer("sk-a")).tenant == "b"
+    with pytest.raises(Refusal, match="1 requests in flight"):
+        same.enter(130.0)
+    entered.leave(120, 130.0)
+    with pytest.raises(Refusal, match="1 requests a minute; try again in 30 s"):
+        same.enter(130.0)
+    before, wider = used(Key(tenant="b", key="sk-a", requests_per_minute=2, tokens_per_minute=60))
+    with pytest.raises(Refusal, match="60 tokens a minute"):
+        wider.enter(130.0)
+    assert wider.requests is not None and wider.requests.wait_s(130.0) == 0
 
 
 def test_where_nobody_is_admin_it_is_said() -> None:

@@ -140,6 +140,16 @@ async def test_what_is_no_http_is_an_error() -> None:
             await ask(upstream)
 
 
+@pytest.mark.parametrize("line", ["101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c", "999 Request denied"])
+async def test_a_status_that_cannot_be_passed_on_is_an_error(line: str, caplog: pytest.LogCaptureFixture) -> None:
+    engine = Engine(f"HTTP/1.1 {line}\r\nContent-Length: 2\r\n\r\n{{}}".encode())
+    async with running(engine) as upstream:
+        with pytest.raises(Dropped):
+            await ask(upstream)
+        await asyncio.wait_for(engine.ended.wait(), 5)
+    assert not caplog.records
+
+
 async def test_nobody_there() -> None:
     upstream = Upstream("http://127.0.0.1:1", connect_s=2.0)
     with pytest.raises(Unreachable):

@@ -1,0 +1,181 @@
+"""Connections of clients as our server keeps and ends them, on real sockets and the loop that serves."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+from uvicorn.server import ServerState
+
+from joulegate import protocol
+from joulegate.protocol import bounded
+from proxy.config import Limits
+
+GET = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+Receive = Callable[[], Coroutine[Any, Any, Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+
+@dataclass
+class Server:
+    """Answers every request with `answer` once `go` is set; `faults` are what the loop was left with."""
+
+    answer: bytes = b"ok"
+    limits: Limits = field(default_factory=Limits)
+    ending: bool = False
+    asked: int = 0
+    left: int = 0
+    port: int = 0
+    go: asyncio.Event = field(default_factory=asyncio.Event)
+    state: ServerState = field(default_factory=ServerState)
+    faults: list[dict[str, Any]] = field(default_factory=list)
+
+    async def __call__(self, scope: Any, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        await receive()
+        waiting = [asyncio.create_task(one) for one in (self.go.wait(), receive())]
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in waiting:
+            task.cancel()
+        self.left += not self.go.is_set()
+        if self.go.is_set():
+            length = [(b"content-length", b"%d" % len(self.answer))]
+            await send({"type": "http.response.start", "status": 200, "headers": length})
+            await send({"type": "http.response.body", "body": self.answer})
+
+    async def until(self, probe: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not probe():  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+
+    async def connect(self, *sent: bytes) -> socket.socket:
+        """A client that has sent all this, and reads only when it is asked to."""
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", self.port))
+        for data in sent:
+            await loop.sock_sendall(client, data)
+        return client
+
+
+@asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[Server]:
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, fault: server.faults.append(fault))
+    config = uvicorn.Config(server, ws="none", lifespan="off", log_config=None)
+    config.load()
+    kind = bounded(lambda: server.limits, lambda: server.ending)
+    listener = await loop.create_server(lambda: kind(config, server.state, {}), "127.0.0.1", 0)
+    server.port = listener.sockets[0].getsockname()[1]
+    try:
+        yield server
+    finally:
+        listener.close()
+        for connection in [*server.state.connections]:
+            connection.transport.abort()
+
+
+async def whole(client: socket.socket) -> bytes:
+    parts: list[bytes] = []
+    async with asyncio.timeout(10):
+        while part := await asyncio.get_running_loop().sock_recv(client, 65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+def on_our_loop(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    uvloop.run(test())
+
+
+def test_who_sent_two_requests_at_once_and_leaves_is_gone_for_both(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with serving(Server()) as server:
+            client = await server.connect(GET + GET)
+            await server.until(lambda: server.asked == 1)
+            client.close()
+            await server.until(lambda: not server.state.connections and not server.state.tasks)
+            await asyncio.sleep(0)
+            assert (server.asked, server.left, server.faults) == (1, 1, [])
+
+    on_our_loop(test)
+    assert not caplog.records
+
+
+def test_what_a_client_is_slow_to_read_is_not_cut_off_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_FAREWELL_S", "_LAST_CALL_S"):
+        monkeypatch.setattr(protocol, name, 0.01)
+
+    async def test() -> None:
+        async with serving(Server(answer=b"x" * 2**23)) as server:
+            server.go.set()
+            client = await server.connect(GET)
+            await server.until(lambda: server.state.total_requests == 1)
+            for connection in [*server.state.connections]:
+                connection.shutdown()
+            await asyncio.sleep(0.1)
+            assert (await whole(client)).endswith(b"\r\n\r\n" + b"x" * 2**23)
+            client.close()
+
+    on_our_loop(test)
+
+
+def test_who_reads_nothing_more_does_not_keep_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_STUCK_S", "_LAST_CALL_S"):
+        monkeypatch.setattr(protocol, name, 0.01)
+
+    async def test() -> None:
+        async with serving(Server(answer=b"x" * 2**23)) as server:
+            server.go.set()
+            client = await server.connect(GET)
+            await server.until(lambda: server.state.total_requests == 1)
+            for connection in [*server.state.connections]:
+                connection.shutdown()
+            await server.until(lambda: not server.state.connections)
+            client.close()
+
+    on_our_loop(test)
+
+
+def test_a_connection_made_while_the_server_ends_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_FIRST_CALL_S", 0.01)
+
+    async def test() -> None:
+        async with serving(Server(ending=True)) as server:
+            server.go.set()
+            client = await server.connect(GET)
+            assert b"\r\nconnection: close\r\n" in await whole(client)
+            client.close()
+            silent = await server.connect()
+            assert await whole(silent) == b""
+            silent.close()
+
+    on_our_loop(test)
+
+
+def test_the_limits_are_those_of_now() -> None:
+    async def test() -> None:
+        async with serving(Server(limits=Limits(header_bytes=1024))) as server:
+            server.go.set()
+            long = b"GET / HTTP/1.1\r\nconnection: close\r\nx-long: " + b"x" * 2000
+            refused = await server.connect(long)
+            assert (await whole(refused)).startswith(b"HTTP/1.1 431")
+            refused.close()
+            server.limits = Limits(header_bytes=4096)
+            taken = await server.connect(long)
+            await asyncio.sleep(0.05)  # so that it is read in two pieces
+            await asyncio.get_running_loop().sock_sendall(taken, b"\r\n\r\n")
+            assert (await whole(taken)).startswith(b"HTTP/1.1 200")
+            taken.close()
+            server.limits = Limits(header_seconds=0.01)
+            slow = await server.connect(b"GET /")
+            assert (await whole(slow)).startswith(b"HTTP/1.1 408")
+            slow.close()
+
+    on_our_loop(test)

@@ -1,0 +1,39 @@
+"""The client's end of an exchange: what it is told when an answer breaks off."""
+
+import pytest
+
+from proxy.client import Client, Message
+from proxy.refusal import Refusal
+
+
+class Told:
+    """A client of ours; `bytes` is the body that it got."""
+
+    def __init__(self) -> None:
+        self.bytes = b""
+        self.client = Client({"method": "POST", "path": "/v1/completions", "headers": []}, self._nothing, self._take)
+
+    async def _nothing(self) -> Message:
+        raise AssertionError("nothing is asked of it here")
+
+    async def _take(self, message: Message) -> None:
+        self.bytes += message.get("body", b"")
+
+
+@pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
+async def test_after_whole_frames_an_error_is_one_more(end: bytes) -> None:
+    told, refusal = Told(), Refusal(502, "it broke off", "engine_failed")
+    await told.client.start(200, [], None)
+    await told.client.send(b"data: {}" + end, more=True)
+    await told.client.refuse(refusal)
+    assert told.bytes == b"data: {}" + end + b"data: " + refusal.body() + b"\n\n"
+
+
+@pytest.mark.parametrize("begun", [b'data: {"choi', b"data: {}\n", b": keep-alive\r\n"])
+async def test_an_error_is_no_rest_of_a_frame_that_was_begun(begun: bytes) -> None:
+    told, refusal = Told(), Refusal(502, "it broke off", "engine_failed")
+    await told.client.start(200, [], None)
+    await told.client.send(begun, more=True)
+    await told.client.refuse(refusal)
+    before, _, last = told.bytes.removesuffix(b"\n\n").rpartition(b"\n\n")
+    assert last == b"data: " + refusal.body() and before.startswith(begun.rstrip())
