@@ -7,13 +7,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from loadgen.campaign.definition import Campaign, builtins, load
 from loadgen.campaign.folder import Folder
-from loadgen.campaign.run import Step, carry_out
+from loadgen.campaign.machine import OverHttp
+from loadgen.campaign.machine import load as load_machine
+from loadgen.campaign.run import Drive, Step, carry_out
 from loadgen.campaign.trial import virtually
 from loadgen.report.page import write
 from loadgen.report.plots import required
 
 
-def run(name: str, *, quick: bool, repeats: int | None, folder: Path | None, out: Console) -> None:
+def run(
+    name: str, *, quick: bool, repeats: int | None, machine: Path | None, folder: Path | None, out: Console
+) -> None:
     """Raises CampaignError for a campaign that cannot be, ReportError where a library for the report is missing."""
     campaign = load(name)
     if quick:
@@ -23,10 +27,15 @@ def run(name: str, *, quick: bool, repeats: int | None, folder: Path | None, out
     for module in ("matplotlib", "plotly"):  # before the work, not after it
         required(module)
     where = folder or Path(f"joulegate-{campaign.name}{'-quick' if quick else ''}")
-    kept = Folder(where, campaign, "virtual time")
-    out.print(f"{campaign.title}: emulated, in virtual time; no joule of it is a machine's", highlight=False)
+    drive: Drive = virtually
+    if machine is not None:
+        found = load_machine(machine)
+        campaign, drive = found.campaign(campaign), OverHttp(found)
+    kept = Folder(where, campaign, "virtual time" if machine is None else "HTTP")
+    what = "emulated, in virtual time; no joule of it is a machine's" if machine is None else f"over HTTP, {machine}"
+    out.print(f"{campaign.title}: {what}", highlight=False, soft_wrap=True)
     try:
-        _carry_out(campaign, kept, out)
+        _carry_out(campaign, kept, drive, out)
     except KeyboardInterrupt:
         out.print(f"interrupted; the same command goes on where it was ({where})", soft_wrap=True)
         raise
@@ -41,7 +50,7 @@ def listed(out: Console) -> None:
         out.print(f"{name}: {load(name).title}", highlight=False, soft_wrap=True)
 
 
-def _carry_out(campaign: Campaign, folder: Folder, out: Console) -> None:
+def _carry_out(campaign: Campaign, folder: Folder, drive: Drive, out: Console) -> None:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -63,7 +72,7 @@ def _carry_out(campaign: Campaign, folder: Folder, out: Console) -> None:
             what = f"{step.trial.cell.workload}, repeat {step.trial.repeat}"
             progress.update(task, total=step.of, completed=step.done, description=what)
 
-        carry_out(campaign, folder, virtually, on_step)
+        carry_out(campaign, folder, drive, on_step)
     reasons: dict[str, int] = {}
     for reason in marked.values():
         reasons[reason] = reasons.get(reason, 0) + 1

@@ -316,11 +316,14 @@ def campaign(
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="fewer repeats: a look of a minute or two")] = False,
     repeats: Annotated[int | None, typer.Option(min=1, help="of every cell, in the campaign's place")] = None,
+    machine: Annotated[
+        Path | None, typer.Option("--on", help="a real machine (YAML: its url, and commands that turn its knobs)")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="where it grows; what is there already is not done again")
     ] = None,
 ) -> None:
-    """A grid of knobs over workloads, repeated, with a report. On the emulator, in virtual time."""
+    """A grid of knobs over workloads, repeated, with a report. Without --on: on the emulator, in virtual time."""
     no_clash()
     from joulegate.campaign import listed, run
 
@@ -328,7 +331,7 @@ def campaign(
         if name is None:
             listed(out)
         else:
-            run(name, quick=quick, repeats=repeats, folder=folder, out=out)
+            run(name, quick=quick, repeats=repeats, machine=machine, folder=folder, out=out)
 
 
 MeasureOption = Annotated[

@@ -19,10 +19,9 @@ EMULATED = (
 
 def paragraphs(campaign: Campaign, read: Read, sittings: Sequence[dict[str, Any]]) -> list[str]:
     """The section, a paragraph each."""
-    drivers = sorted({row.driver for row in read.rows if row.driver})
-    virtual = drivers == ["virtual"]
+    virtual = {row.driver for row in read.rows if row.driver} == {"virtual"}
     return [
-        *([EMULATED] if virtual else []),
+        *([EMULATED] if any(row.quality == "emulated" for row in read.rows) else []),
         _design(campaign, read),
         _load(campaign, read, virtual),
         _figures(campaign, read, virtual),
@@ -87,8 +86,16 @@ def _validity(read: Read, virtual: bool) -> str:
     said = ", ".join(f"{count} {status}" for status, count in statuses.most_common())
     reasons = list(dict.fromkeys(row.reason for row in read.rows if row.status == "invalid"))
     why = f" Invalid, and left out: {'; '.join(reasons)}." if reasons else ""
+    books = ""
+    if not virtual:
+        books = " No gateway kept books beside the load."
+    if read.books:
+        books = (
+            f" In {sum(read.books)} of {len(read.books)} trials with a gateway the load's totals of requests, tokens"
+            " and joules were those of its ledger and of its Prometheus counters."
+        )
     late = "" if virtual else f" The generator was at most {read.start_delay_max_s * 1e3:.0f} ms late."
-    return f"Trials: {said or 'none'}.{why}{late}"
+    return f"Trials: {said or 'none'}.{why}{late}{books}"
 
 
 def _machine(read: Read, sittings: Sequence[dict[str, Any]]) -> list[str]:

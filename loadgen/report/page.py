@@ -81,7 +81,7 @@ def _page(
         f"<p>{escape(campaign.question)}</p>" if campaign.question else "",
         f"<p>{escape(campaign.source)}</p>" if campaign.source else "",
     ]
-    if any(row.driver == "virtual" for row in rows):
+    if any(row.quality == "emulated" for row in rows):
         parts.append(f'<p class="note">{escape(methods.EMULATED)}</p>')
     parts += ["<h2>What was claimed, and what was seen</h2>", _opening(campaign, rows)]
     if both := _accounts(campaign, rows):

@@ -21,6 +21,7 @@ CALL = ("workflow", "run", "step", "node", "outcome", "intended_s", "started_s",
 RUN = ("workflow", "run", "outcome", "intended_s", "started_s", "ended_s", "latency_s", "requests")
 TOKENS = ("prompt_tokens", "cached_tokens", "output_tokens")
 ENERGY = ("joules", "joules_low", "joules_high", "quality", "active_joules")
+OF_A_TRIAL = ("label", "host", "kv_tokens", "books")
 COMPONENTS = ("gpu", "cpu", "dram")
 ENERGY_COLUMNS = (*ENERGY, *(f"{component}_joules" for component in COMPONENTS))
 RUN_COLUMNS = ("cell", "repeat", *RUN, *TOKENS, *ENERGY_COLUMNS, "joules_on_path")
@@ -38,6 +39,7 @@ class Read:
     temperatures_c: list[float] = field(default_factory=list)
     exact_lengths: bool = True
     start_delay_max_s: float = 0.0
+    books: list[bool] = field(default_factory=list)  # of each trial with a gateway: whether its totals are the same
 
     @property
     def seen(self) -> Seen:
@@ -109,7 +111,9 @@ def _note(read: Read, trial: Trial, result: Result) -> None:
     read.temperatures_c += [one.temperature_c for one in result.samples if one.temperature_c is not None]
     read.exact_lengths &= result.load.exact_lengths
     read.start_delay_max_s = max(read.start_delay_max_s, result.load.start_delay_max_s or 0.0)
-    facts = {name: value for name, value in result.load.facts.items() if name not in ("label", "host", "kv_tokens")}
+    if books := result.load.facts.get("books"):
+        read.books.append(books["agrees"])
+    facts = {name: value for name, value in result.load.facts.items() if name not in OF_A_TRIAL}
     if facts not in read.facts:
         read.facts.append(facts)
 
