@@ -30,6 +30,7 @@ class Measure:
 MEASURES = {
     "latency_s": Measure("mean latency of a run", "s"),
     "ttft_s": Measure("mean time to first token", "s"),
+    "itl_s": Measure("mean time between two tokens", "s"),
     "throughput_tokens_s": Measure("throughput while generating", "tokens/s", False),
     "throughput_window_tokens_s": Measure("throughput over the window", "tokens/s", False),
     "joules_per_run": Measure("joules of a run (attributed)", "J"),
@@ -83,6 +84,7 @@ def measures(result: Result, window: Window = "whole", stream: int | None = None
     found: dict[str, float | None] = {
         "latency_s": _mean(run.latency_s for run in runs),
         "ttft_s": _mean(request.ttft_s for request in requests),
+        "itl_s": _mean(request.mean_gap_s for request in requests),
         "throughput_tokens_s": _ratio(tokens, generating_s(requests)),
         "throughput_window_tokens_s": _ratio(tokens, end_s - begin_s),
         "joules_per_run": _mean(run.energy.joules if run.energy else None for run in runs),

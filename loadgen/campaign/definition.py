@@ -116,6 +116,25 @@ class Panel(_Strict):
         return self
 
 
+class Analysis(_Strict):
+    """A table over a whole sweep.
+
+    `energy model`: joules of a request by its lengths in and out, for each setting of the other knobs. `variance`:
+    which share of the measure's variance each knob explains, and the workload. `interference`: what each workload costs
+    alone and beside each other, from cells `a` and `a+b`.
+    """
+
+    kind: Literal["energy model", "variance", "interference"]
+    sweep: str
+    measure: str = "joules_per_run"
+    paper: str = ""
+
+    @model_validator(mode="after")
+    def measure_is_known(self) -> Self:
+        _known(self.measure, MEASURES, "measure")
+        return self
+
+
 class Quick(_Strict):
     """What a look of a minute takes in the campaign's place."""
 
@@ -142,6 +161,7 @@ class Campaign(_Strict):
     workloads: Mapping[str, WorkloadSpec] = Field(default_factory=dict)
     sweeps: Annotated[Mapping[str, Sweep], Field(min_length=1)]
     panels: tuple[Panel, ...] = ()
+    analyses: tuple[Analysis, ...] = ()
     quick: Quick = Quick()
 
     @model_validator(mode="after")
@@ -158,6 +178,8 @@ class Campaign(_Strict):
         figures = [panel.figure for panel in self.panels]
         if twice := next((figure for figure in figures if figures.count(figure) > 1), None):
             raise ValueError(f"two panels are called {twice!r}")
+        for analysis in self.analyses:
+            _known(analysis.sweep, self.sweeps, "sweep")
         for panel in self.panels:
             _known(panel.sweep, self.sweeps, "sweep")
             for knob in (*panel.only, *([panel.x] if panel.x else [])):
@@ -229,5 +251,5 @@ def _builtin() -> Any:
     return resources.files("loadgen.campaign").joinpath("builtin")
 
 
-_MODELS = (Campaign, Sweep, Panel, Expect, WorkloadSpec, Quick)
+_MODELS = (Campaign, Sweep, Panel, Analysis, Expect, WorkloadSpec, Quick)
 _KEYS = {key for model in _MODELS for key in model.model_fields}

@@ -10,6 +10,7 @@ from loadgen.campaign.folder import Folder
 from loadgen.campaign.rows import Row
 from loadgen.measures import MEASURES
 from loadgen.report import interactive, methods
+from loadgen.report.analyses import Section, section
 from loadgen.report.figures import figure
 from loadgen.report.findings import Finding, accounts, findings, sentence
 from loadgen.report.plots import draw
@@ -37,7 +38,9 @@ def write(campaign: Campaign, folder: Folder) -> list[Path]:
         if not made.is_empty:
             files += draw(made, folder.path / "figures" / name, note)
     shown = {name: interactive.div(made) for name, made in figures.items() if not made.is_empty}
-    page = _page(campaign, read, shown, methods.paragraphs(campaign, read, folder.sittings()), files)
+    analysed = [section(campaign, one, read.rows) for one in campaign.analyses]
+    files += [one.write(folder.path) for one in analysed]
+    page = _page(campaign, read, shown, analysed, methods.paragraphs(campaign, read, folder.sittings()), files)
     report = folder.path / "report.html"
     report.write_text(page, encoding="utf-8")
     return [report, *files]
@@ -73,7 +76,12 @@ def _worth(rows: Sequence[Row]) -> str:
 
 
 def _page(
-    campaign: Campaign, read: Read, shown: Mapping[str, str], method: Sequence[str], files: Sequence[Path]
+    campaign: Campaign,
+    read: Read,
+    shown: Mapping[str, str],
+    analysed: Sequence[Section],
+    method: Sequence[str],
+    files: Sequence[Path],
 ) -> str:
     rows = read.rows
     parts = [
@@ -93,6 +101,11 @@ def _page(
             parts.append(f"<blockquote>{escape(panel.paper)}</blockquote>")
         parts.append(shown.get(panel.figure) or f'<p class="not">{escape(availability(campaign, panel, rows))}</p>')
         parts.append(_sentences(campaign, panel, rows))
+    for one in analysed:
+        parts += [f"<h2>{escape(one.title)}</h2>", f"<blockquote>{escape(one.paper)}</blockquote>" if one.paper else ""]
+        parts.append(f"<p>{escape(one.text)}</p>")
+        if one.rows:
+            parts.append(_table(one.heads, [[escape(cell) for cell in row] for row in one.rows]))
     parts += ["<h2>Methods</h2>", *(f"<p>{escape(paragraph)}</p>" for paragraph in method)]
     named = "".join(f"<li>{escape(str(file.name))}</li>" for file in files if file.suffix in (".csv", ".parquet"))
     parts.append(f"<h2>Data</h2><p>Beside this page:</p><ul>{named}</ul>")

@@ -71,6 +71,7 @@ def test_the_figures_of_a_load(result: Result) -> None:
     expected = {
         "latency_s": 10.0,
         "ttft_s": 1.0,
+        "itl_s": (4 / 9 + 4 / 9 + 9 / 9) / 3,
         "throughput_tokens_s": 30 / (4 + 9),  # 1-5 s, 6-15 s
         "throughput_window_tokens_s": 30 / 16,
         "joules_per_run": 400.0,
