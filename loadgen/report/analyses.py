@@ -68,7 +68,7 @@ def _energy_model(campaign: Campaign, analysis: Analysis, values: Values) -> Sec
         try:
             models = _models(cells, values)
         except ValueError as error:
-            why = f" For {name}: {error}."
+            why += f" For {name}: {error}."
             continue
         columns = [
             _figure(mean_interval([getattr(one, term) for one in models], campaign.interval))
