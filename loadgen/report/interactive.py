@@ -60,6 +60,7 @@ def _layout(figure: Figure) -> dict[str, Any]:
 
 def _line(line: Line, index: int) -> list[dict[str, Any]]:
     colour, axis = COLOURS[index % len(COLOURS)], "y2" if line.axis == "right" else "y"
+    dash = "dash" if line.axis == "right" else ("solid", "dot")[index // len(COLOURS) % 2]
     shared: dict[str, Any] = {"legendgroup": line.name, "yaxis": axis}
     band = {
         **shared,
@@ -83,7 +84,10 @@ def _line(line: Line, index: int) -> list[dict[str, Any]]:
         "customdata": halves,
         "hovertemplate": "%{x}: %{y:.4g} ± %{customdata:.2g}<extra>%{fullData.name}</extra>",
         "mode": "lines+markers",
-        "line": {"color": colour, "dash": "dash" if line.axis == "right" else "solid"},
+        "line": {
+            "color": colour,
+            "dash": "dash" if line.axis == "right" else ("solid", "dot")[index // len(COLOURS) % 2],
+        },
         "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8},
     }
     if not line.crosses:

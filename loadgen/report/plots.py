@@ -54,7 +54,7 @@ def draw(figure: Figure, stem: Path, note: str = "") -> list[Path]:
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 1 if figure.right_title else 4}
         axes.legend(handles, labels, fontsize=7.5, frameon=False, **below)
     if note:
-        canvas.text(0.995, 0.002, note, fontsize=6, color="#666666", ha="right", va="bottom")
+        canvas.text(0.995, 0.995, note, fontsize=6, color="#666666", ha="right", va="top")
     files = [stem.with_name(stem.name + kind) for kind in (".png", ".svg")]
     stem.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(files[0], dpi=150, metadata={"Software": None})
@@ -85,7 +85,7 @@ def _lines(axes: Any, figure: Figure) -> None:
 
 def _line(axes: Any, line: Line, index: int) -> None:
     colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
-    style = "--" if line.axis == "right" else "-"
+    style = "--" if line.axis == "right" else ("-", ":")[index // len(COLOURS) % 2]
     axes.plot(line.xs, line.means, style, color=colour, marker=mark, markersize=4.5, linewidth=1.4, label=line.name)
     axes.fill_between(line.xs, line.lows, line.highs, color=colour, alpha=0.18, linewidth=0)
 

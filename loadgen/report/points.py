@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from loadgen.campaign.definition import Campaign, Panel
 from loadgen.campaign.grid import Cell, cells_of
-from loadgen.campaign.knobs import Value
+from loadgen.campaign.knobs import KNOBS, Value
 from loadgen.campaign.rows import Row
 from loadgen.statistics import Interval, mean_interval
 
@@ -42,8 +42,13 @@ def panel_cells(campaign: Campaign, panel: Panel) -> dict[str, list[Cell]]:
     for cell in cells_of(campaign, sweep):
         if all(cell.get(knob) == value for knob, value in panel.only.items()):
             parts = [cell.workload] if len(sweep.workloads) > 1 or not others else []
-            found.setdefault(" ".join([*parts, *(str(cell.get(knob)) for knob in others)]), []).append(cell)
+            found.setdefault(", ".join([*parts, *(_named(knob, cell.get(knob)) for knob in others)]), []).append(cell)
     return found
+
+
+def _named(knob: str, value: Value) -> str:
+    """A word names itself, a number does not."""
+    return value if isinstance(value, str) else f"{KNOBS[knob].title.partition(' (')[0]} {value}"
 
 
 def lines(campaign: Campaign, panel: Panel, rows: Sequence[Row], measure: str) -> dict[str, list[Point]]:
