@@ -8,7 +8,7 @@ DEMO_SECONDS ?= 60
 ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test test-vllm test-emulated soak fuzz lint dashboards lock clean help
+.PHONY: demo serve test test-vllm test-emulated soak kills fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-emulated: $(VENV)/.dev tools  ## the gateway's end-to-end tests with the em
 
 soak: $(VENV)/.dev tools  ## the tests of endurance in their long form
 	JOULEGATE_SOAK_ROUNDS=10 $(BIN)/python -m pytest -q --timeout 1200 tests/e2e/test_kill.py
+
+kills: $(VENV)/.dev tools  ## kill a gateway's hand on a GPU 100 times: it ends as it was found (a minute); `make test`: four times
+	JOULEGATE_KILLS=100 $(BIN)/python -m pytest -q tests/proxy/control/test_kills.py
 
 fuzz: $(VENV)/.dev  ## 10,000 malformed requests (about three minutes); `make test` sends some hundreds
 	JOULEGATE_FUZZ=10000 $(BIN)/python -m pytest -q tests/e2e/test_fuzz.py
@@ -106,6 +109,9 @@ bench-attribution: $(VENV)/.dev  ## how right the split is, against exact Shaple
 
 bench-overhead: $(VENV)/.dev  ## what metering costs, by part: CPU with 1,000 and with 100 requests in flight (three minutes)
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
+
+bench-policies: $(VENV)/.dev  ## what policies save against the default and an oracle, emulated (twenty minutes; BENCH=--quick: two)
+	@$(BIN)/python -m benchmarks.policies $(BENCH)
 
 bench-emulator: $(VENV)/.dev  ## how well the emulator meets what was measured, how fast it is, what its server costs (five minutes)
 	@$(BIN)/python -m benchmarks.emulator calibration

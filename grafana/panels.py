@@ -400,4 +400,64 @@ HEALTH = Row(
     ),
 )
 
-ROWS = (NOW, ENERGY_ROW, RUNS, LATENCY, GATE, HEALTH)
+POLICY = Row(
+    "Policy",
+    (
+        Panel(
+            "Who holds the gateway",
+            "acting: the policy; dry_run, backed_off (an objective was missed), replaced (it failed): the default.",
+            "bool_on_off",
+            "lines",
+            (Query("joulegate_policy_standing", "{{policy}} {{standing}}"),),
+        ),
+        Panel(
+            "Set back in this range",
+            "How often the default took the policy's place, and why.",
+            "none",
+            "bars",
+            (Query(over_range("joulegate_policy_setbacks_total", "policy, reason"), "{{policy}}: {{reason}}"),),
+        ),
+        Panel(
+            "Joules per request",
+            "All joules of all devices, idle ones too, over the requests that were answered.",
+            "joule",
+            "lines",
+            (
+                Query(
+                    f"{per_second(DEVICE, 'quality', '')} / on () group_left () "
+                    f'(sum (rate(joulegate_requests_total{{outcome="ok"}}[{RATE}])) > 0)',
+                    "{{quality}}",
+                ),
+            ),
+        ),
+        Panel(
+            "Held for company",
+            "Requests that wait at the gate for others, and how long a workflow's are held at most.",
+            "none",
+            "lines",
+            (
+                Query(f"joulegate_gate_held{{{BOTH}}}", "{{workflow}} on {{engine}}"),
+                Query(f"joulegate_gate_hold_seconds{{{WORKFLOW}}}", "{{workflow}}: seconds at most"),
+            ),
+        ),
+        Panel(
+            "Objectives",
+            "The 95th percentiles that workflows ask for; what they got is under latency.",
+            "s",
+            "lines",
+            (Query(f"joulegate_objective_seconds{{{WORKFLOW}}}", "{{workflow}} {{of}}"),),
+        ),
+        Panel(
+            "Power limits and clocks",
+            "In watts and MHz: limits as they are enforced, the SM clock as it is.",
+            "none",
+            "lines",
+            (
+                Query("joulegate_device_power_limit_watts", "{{host}}/{{device}} W"),
+                Query("joulegate_device_sm_clock_mhz", "{{host}}/{{device}} MHz"),
+            ),
+        ),
+    ),
+)
+
+ROWS = (NOW, ENERGY_ROW, RUNS, LATENCY, GATE, POLICY, HEALTH)

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -218,19 +219,37 @@ def attribute(
 
 @app.command()
 def restore(config: ConfigOption = None) -> None:
-    """Set every power limit back that a gateway which is gone left behind (behind a zeusd: with its configuration)."""
+    """Set back every limit and clock that a gateway which is gone left behind (a zeusd's: with its configuration)."""
     no_clash()
     from proxy.config import Host, load
-    from proxy.control.knobs import open_knobs
-    from proxy.control.restore import RestoreFile, restore_leftover
+    from proxy.control.gpus import open_knobs
+    from proxy.control.lock import GpuLocks
+    from proxy.control.restore import is_anything_left, restore_all
 
     with one_line_errors():
         hosts = load(config).known_hosts() if config else {"local": Host(local=True)}
-    lines = restore_leftover(open_knobs(hosts))
+    lines = restore_all(open_knobs(hosts), locks=GpuLocks())
     for line in lines or ["nothing to restore"]:
         out.print(line, highlight=False, soft_wrap=True, markup=False)
-    if RestoreFile().path.exists():
+    if is_anything_left():
         raise typer.Exit(1)
+
+
+@app.command()
+def policy(
+    url: Annotated[
+        str, typer.Option(envvar="JOULEGATE_URL", help="where the gateway listens")
+    ] = "http://127.0.0.1:8080",
+    key_file: Annotated[Path | None, typer.Option(help="file with the admin key; else JOULEGATE_KEY")] = None,
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+) -> None:
+    """What the policy of a running gateway does, why, and what was measured under it."""
+    no_clash()
+    from joulegate.policy import fetch, show
+    from proxy.config import read_secret
+
+    with one_line_errors():
+        show(fetch(url, read_secret(os.environ.get("JOULEGATE_KEY"), key_file)), json, out)
 
 
 @app.command()

@@ -111,14 +111,16 @@ class Signals:
 class Release:
     """When requests of a workflow leave the gate. Those that are held leave together, of whatever workflow they are.
 
-    A request waits at most `hold_s`, and goes at once where it would keep the engine busy for no more than `join_s`
-    beyond what is in flight already. With `hold_s` 0 nothing is held. `group` says whose company is sought where a
-    limit lets only some of the held ones go: the same step's, or those with the same prefix.
+    A request waits at most `hold_s`, and goes at once where it would keep the engine busy for no more than `join_s`,
+    and `join_part` of the time that it is expected to take itself, beyond what is in flight already. With `hold_s` 0
+    nothing is held. `group` says whose company is sought where a limit lets only some of the held ones go: the same
+    step's, or those with the same prefix.
     """
 
     hold_s: float
     join_s: float = 0.0
     group: Literal["", "step", "prefix"] = ""
+    join_part: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

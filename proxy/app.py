@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,13 +16,23 @@ from proxy import clock
 from proxy.affinity import affinity
 from proxy.api import admin
 from proxy.api import energy as energy_api
+from proxy.api import policy as policy_api
 from proxy.bounds import head_bytes
 from proxy.budget import Standing, tightest
 from proxy.config import Config, ConfigError
-from proxy.control.actuator import PowerActuator
-from proxy.control.knobs import PowerKnob, open_knobs
+from proxy.control.actuator import Actuator
+from proxy.control.devices import Devices
+from proxy.control.gauges import policy_gauges
+from proxy.control.gpus import open_knobs
+from proxy.control.knobs import SM_CLOCK
+from proxy.control.learner import Learner
+from proxy.control.lock import GpuLocks
 from proxy.control.loop import Control
-from proxy.control.restore import restore_leftover
+from proxy.control.report import report
+from proxy.control.restore import restore_all
+from proxy.control.sharing import Sharing
+from proxy.control.signals import Senses
+from proxy.control.watchdog import Watchdog
 from proxy.energy import learnt
 from proxy.energy.attribution import Attribution
 from proxy.energy.cpu_part import is_on_cpu
@@ -257,7 +267,7 @@ class Gateway:
         self.router.slack = new.routing.slack
         self.forward.configure(new)
         self.spending.configure(new.run_budgets(), keys.budgets)
-        self.control.configure(policy, new.limits.in_flight)
+        self.control.configure(policy, new)
         self._lanes.configure(new)
         self.metrics.bounds.configure(
             new.limits.workflows,
@@ -385,13 +395,18 @@ class Gateway:
 
     async def _control(self) -> Control:
         """The policy's loop; first, whatever an earlier gateway left behind is set back."""
-        knobs: Mapping[str, PowerKnob] = await asyncio.to_thread(open_knobs, self.config.known_hosts())
-        self.said += await asyncio.to_thread(restore_leftover, knobs)
-        actuator = PowerActuator(knobs)
-        self._opened.push_async_callback(asyncio.to_thread, actuator.restore)
+        hosts, locks = self.config.known_hosts(), GpuLocks()
+        knobs = await asyncio.to_thread(open_knobs, hosts)
+        self.said += await asyncio.to_thread(restore_all, knobs, None, locks)
+        watchdog = Watchdog(hosts)
+        power = Actuator(knobs.power, locks=locks, watchdog=watchdog)
+        clocks = Actuator(knobs.sm_clock, quantity=SM_CLOCK, locks=locks, watchdog=watchdog)
+        devices = Devices(knobs, power, clocks, watchdog)
+        self._opened.push_async_callback(asyncio.to_thread, devices.restore)
+        senses = Senses(self.attribution, self.metrics.itl_seconds, Learner(clock.now()), Sharing())
         return Control(
-            *(self.policy, self.lanes, self.forward, self.meter, actuator, self.config.limits.in_flight),
-            setting=self.attribution.setting,
+            *(self.policy, self.config, self.lanes, self.forward, self.book, self.meter, self.metrics),
+            *(senses, devices, self.attribution.setting),
         )
 
     # The API --------------------------------------------------------------------------------------------------------
@@ -401,6 +416,7 @@ class Gateway:
         pue = {name: host.pue for name, host in self.config.known_hosts().items()}
         self.live = LiveGateway(self.meter, self.attribution, self.book, self.keys, self.lanes, pue)
         api.include_router(energy_api.router(reader, self.live))
+        api.include_router(policy_api.router(lambda: report(self.control, self.metrics.policy_setbacks.totals)))
         api.include_router(admin.router(self.reload, self._may_administer))
 
         @api.get("/healthz", summary="The process answers")
@@ -462,6 +478,7 @@ class Gateway:
             ledger_writable=self.meter.writer.error is None,
             ledger_backlog=len(self.meter.writer.waiting),
             ledger_waiting=self.meter.writer.requests,
+            policy=policy_gauges(self.control, {key: gate.held(key[1]) for key, gate in gates.items()}),
             methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
         )
 

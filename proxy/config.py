@@ -7,14 +7,16 @@ as `<name>_file`, the path of a file that holds it.
 import hashlib
 import logging
 import os
+import re
 from collections.abc import Mapping
 from ipaddress import ip_address
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import yaml
 from platformdirs import user_state_path
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from proxy import faults
@@ -26,6 +28,27 @@ log = logging.getLogger("joulegate.config")
 Seconds = Annotated[float, Field(gt=0)]
 Joules = Annotated[float, Field(ge=1e-6, le=1e12)]  # whole microjoules, as the ledger's integers hold them
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]{0,63}$")]
+
+
+class Relative(NamedTuple):
+    """So many times what it takes with nobody else there."""
+
+    times: float
+
+
+def _target(value: Any) -> float | Relative:
+    text = str(value).strip()
+    relative = re.fullmatch(r"(.+?)\s*x\s+isolated", text)
+    try:
+        number = float(relative[1] if relative else text)
+    except ValueError:
+        number = 0.0
+    if isinstance(value, bool) or not 0 < number < inf:
+        raise ValueError('must be seconds, more than 0, or a multiple as in "5x isolated"')
+    return Relative(number) if relative else number
+
+
+Target = Annotated[float | Relative, PlainValidator(_target)]
 
 
 class ConfigError(ValueError):
@@ -91,7 +114,11 @@ class Host(Strict):
 
 
 class EngineConfig(Strict):
-    """One serving endpoint. `embedded` starts a small model inside the gateway's host and needs no url."""
+    """One serving endpoint. `embedded` starts a small model inside the gateway's host and needs no url.
+
+    `priority` says that it honours a request's `priority` (vLLM started with --scheduling-policy priority): others
+    refuse a request that has one.
+    """
 
     name: Name
     kind: str
@@ -101,6 +128,7 @@ class EngineConfig(Strict):
     api_key: str | None = None
     api_key_file: Path | None = None
     tls: EngineTls | None = None
+    priority: bool = False
     model_path: Path | None = None
     slots: Annotated[int, Field(ge=1, le=256)] = 4
     context: Annotated[int, Field(ge=128)] = 2048
@@ -123,11 +151,19 @@ class EngineConfig(Strict):
 
 
 class Slo(Strict):
-    """Service-level objective, in seconds."""
+    """Service-level objective: seconds, or so many times what it takes alone ("5x isolated")."""
 
-    ttft_p95: Seconds | None = None
-    itl_p95: Seconds | None = None
-    run_p95: Seconds | None = None
+    ttft_p95: Target | None = None
+    itl_p95: Target | None = None
+    run_p95: Target | None = None
+
+
+class IsolatedTimes(Strict):
+    """Seconds that a first token, the next ones and a run take alone; what is not given is measured."""
+
+    ttft: Seconds | None = None
+    itl: Seconds | None = None
+    run: Seconds | None = None
 
 
 class Budget(Strict):
@@ -176,16 +212,24 @@ class Workflow(Strict):
 
     steps: tuple[str, ...] = ()
     slo: Slo = Slo()
-    patience: Annotated[float, Field(ge=0)] = 0.0
+    isolated: IsolatedTimes = IsolatedTimes()
+    patience: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     quiet: Seconds = 60.0
     budget: RunBudget | None = None
 
 
 class PolicyConfig(BaseModel):
-    """The policy's name; every other key is the policy's own and is checked by it."""
+    """The policy's name; keys beside these are the policy's own and are checked by it.
+
+    `dry_run` applies nothing and says what would have been; `allow_clocks` lets SM clocks be set, which can only be
+    reset afterwards, not set back to what they were; `dwell` is how many seconds a GPU's setting is kept at least.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "observe"
+    dry_run: bool = False
+    allow_clocks: bool = False
+    dwell: Seconds = 10.0
 
     def options(self) -> dict[str, Any]:
         return dict(self.model_extra or {})

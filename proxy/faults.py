@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 PREFIX = "JOULEGATE_"
 # Variables of other programs of ours, which are no part of a gateway's configuration.
-OTHERS = ("URL", "KEY", "MODEL_DIR", "CONFIG", "SOAK_ROUNDS", "FUZZ")
+OTHERS = ("URL", "KEY", "MODEL_DIR", "CONFIG", "SOAK_ROUNDS", "FUZZ", "KILLS")
 # What Kubernetes puts into every container beside a service called joulegate.
 _OF_A_SERVICE = re.compile(r"(.*_)?(SERVICE_(HOST|PORT)|PORT_\d+_(TCP|UDP|SCTP))(_.*)?")
 

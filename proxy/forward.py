@@ -20,6 +20,7 @@ from proxy.bounds import is_deeper
 from proxy.budget import Standing
 from proxy.client import Broken, Client, Receive, Scope, Send
 from proxy.config import Config
+from proxy.control.arrivals import Arrivals
 from proxy.draw import Draw, asked_uj
 from proxy.energy.attribution import Attribution
 from proxy.energy.receipts import Attempt, Book, Receipt
@@ -45,6 +46,8 @@ MODELS = "/v1/models"
 
 _GONE = 499  # the client went away before there was a status
 _BUDGET_LEFT = b"x-joulegate-budget-left"
+_HELD = b"x-joulegate-held"  # seconds at the gate
+_HELD_S = 0.005  # less is not worth a header
 _MAX_TOKENS_KEYS = {RESPONSES: ("max_output_tokens",), CHAT: ("max_completion_tokens", "max_tokens")}
 
 Parts = Mapping[str, Quality]  # component -> the quality of a request's share of it
@@ -57,8 +60,9 @@ class Busy(Broken):
 class Forward:
     """Everything that one exchange needs of the gateway.
 
-    `max_tokens` holds the policy's ceilings by workflow; `parts` says which components of an engine are metered;
-    `recorder`, where there is one, is told of every attempt.
+    `max_tokens` and `priority` hold what the policy says by workflow, `arrivals` sees requests for a policy that acts;
+    `parts` says which components of an engine are metered; `recorder`, where there is one, is told of every
+    attempt.
     """
 
     def __init__(
@@ -75,6 +79,8 @@ class Forward:
         self.router, self.keys, self.spending = router, keys, spending
         self.book, self.attribution, self.metrics, self.parts = book, attribution, metrics, parts
         self.max_tokens: Mapping[str, int] = {}
+        self.priority: Mapping[str, int] = {}
+        self.arrivals: Arrivals | None = None
         self.recorder: Recorder | None = None
         self.configure(config)
 
@@ -82,6 +88,7 @@ class Forward:
         """Take another configuration: for requests that come from now on."""
         self.config = config
         self.paths = METERED | PLAIN | set(config.limits.paths)
+        self.take_priority = {engine.name for engine in config.engines if engine.priority}
 
     def takes(self, path: str) -> bool:
         """Whether a path is the data plane's, if only to refuse it."""
@@ -106,6 +113,7 @@ class _Exchange:
         self.relay: Relay | None = None
         self.hide_usage = False
         self.report = False
+        self.prefix = 0
         self.draw: Draw | None = None
         self.stopped: Refusal | None = None
         self.task = _current_task()
@@ -194,13 +202,15 @@ class _Exchange:
             self.receipt.stream = body.get("stream") is True
             if self.draw is not None:
                 self.draw.joins(self.receipt.run)
+            if self.forward.arrivals is not None:
+                self.prefix = self.forward.arrivals.prefix(self.receipt, body)
         affinity = self.forward.router.affinity
         trait = affinity.trait(caller.tenant, identity.run, body)
         lanes = self._candidates(model, trait)
         if self.receipt is not None:
             self.receipt.model = model or next(iter(lanes[0].models), "")
         self.report = caller.report or self.client.headers.get(b"x-energy-report") == b"1"
-        raw = self._amend(raw, body, lanes[0])
+        raw = self._amend(raw, body, lanes)
         failure: Broken | None = None
         for lane in lanes:
             affinity.went(trait, lane.name)
@@ -271,8 +281,9 @@ class _Exchange:
             what = f"The model {error.model!r} does not exist; served: {served}"
             raise Refusal(404, what, "model_not_found", param="model") from None
 
-    def _amend(self, raw: bytes, body: dict[str, Any], lane: Lane) -> bytes:
-        """The body as the engine gets it: with usage asked for, under the policy's ceiling and the budget's.
+    def _amend(self, raw: bytes, body: dict[str, Any], lanes: list[Lane]) -> bytes:
+        """The body as the engine gets it: with usage asked for, under the policy's ceiling and the budget's, with the
+        policy's priority where every engine that may get it honours one.
 
         Untouched otherwise.
         """
@@ -288,7 +299,7 @@ class _Exchange:
             key = next((key for key in keys if body.get(key) is not None), keys[-1])
             asked = body.get(key) if isinstance(body.get(key), int | float) else None
             policys = self.forward.max_tokens.get(self.receipt.run.label)
-            budgets = self._affordable(lane, len(raw) // 4, body, asked)
+            budgets = self._affordable(lanes[0], len(raw) // 4, body, asked)
             most = min((most for most in (policys, budgets) if most is not None), default=None)
             if most is not None and (asked is None or asked > most):
                 body[key] = most
@@ -296,6 +307,10 @@ class _Exchange:
                 self.client.extra.append((b"x-joulegate-max-tokens", b"%d" % most))
                 if self.draw is not None and most == budgets:
                     self.draw.capped(clock.now())
+            priority = self.forward.priority.get(self.receipt.run.label)
+            if priority is not None and self.forward.take_priority.issuperset(lane.name for lane in lanes):
+                body["priority"] = priority
+                amended = True
         return orjson.dumps(body) if amended else raw
 
     def _affordable(self, lane: Lane, prompt_tokens: int, body: Mapping[str, Any], asked: float | None) -> int | None:
@@ -313,11 +328,17 @@ class _Exchange:
         receipt, forward = self.receipt, self.forward
         attempt = Attempt(len(receipt.attempts) + 1, lane.name, clock.now())
         receipt.attempts.append(attempt)
-        ticket = Ticket(receipt.run.label)
+        ticket = (
+            Ticket(receipt.run.label, receipt.step)
+            if forward.arrivals is None
+            else forward.arrivals.ticket(receipt, self.prefix, attempt.queued)
+        )
         attempt.outcome = Outcome.CANCELLED
         try:
             await self._admit(lane, ticket, attempt)
             dispatched = clock.now()
+            if dispatched - attempt.queued > _HELD_S:
+                self._say_held(dispatched - attempt.queued)
             forward.metrics.queue_wait(receipt.run.label, lane.name, dispatched - attempt.queued)
             forward.metrics.born(receipt.run.tenant, receipt.run.label, receipt.step, lane.name, forward.parts)
             # Four bytes a token is the usual rule of thumb; it stands in only until the engine has counted.
@@ -346,6 +367,11 @@ class _Exchange:
                 attempt.first = attempt.progress.first
                 if forward.recorder is not None:
                     forward.recorder.attempt(attempt.progress, receipt.run.label)
+
+    def _say_held(self, held_s: float) -> None:
+        extra = self.client.extra
+        extra[:] = [header for header in extra if header[0] != _HELD]
+        extra.append((_HELD, b"%.3f" % held_s))
 
     async def _admit(self, lane: Lane, ticket: Ticket, attempt: Attempt) -> None:
         wait_s = min(self.limits.queue_seconds, self.ends - self.loop.time())

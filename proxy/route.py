@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxy import clock
 from proxy.affinity import Affinity, NoAffinity, Trait
 from proxy.breaker import Breaker, State
 from proxy.engines.interface import Engine, EngineSample
@@ -43,6 +44,8 @@ class Lane:
     sample: EngineSample | None = None
     waiting: dict[Ticket, asyncio.Future[None]] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
+    looks_at: float | None = None  # when the gate is asked again of its own accord
+    timer: asyncio.TimerHandle | None = None
 
     @property
     def name(self) -> str:
@@ -68,7 +71,8 @@ class Lane:
 
     async def admit(self, ticket: Ticket, timeout_s: float) -> None:
         """Wait for the gate. Raises QueueFull or TimeoutError; whoever was let in, or gave up, must `leave`."""
-        if self.gate.arrive(ticket):
+        self.wake(self.gate.arrive(ticket, clock.now()))
+        if ticket.released:
             return
         future = asyncio.get_running_loop().create_future()
         self.waiting[ticket] = future
@@ -80,13 +84,28 @@ class Lane:
             self.waiting.pop(ticket, None)
 
     def leave(self, ticket: Ticket) -> None:
-        self.wake(self.gate.leave(ticket))
+        self.wake(self.gate.leave(ticket, clock.now()))
 
     def wake(self, released: Sequence[Ticket]) -> None:
+        """Let those in whom the gate has just released, and look again when it has more to release."""
         for ticket in released:
             future = self.waiting.get(ticket)
             if future is not None and not future.done():
                 future.set_result(None)
+        at = self.gate.next_at()
+        if at != self.looks_at:
+            self._look_at(at)
+
+    def _look_at(self, at: float | None) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        delay_s = None if at is None else max(0.0, at - clock.now())
+        self.timer = None if delay_s is None else asyncio.get_running_loop().call_later(delay_s, self._tick)
+        self.looks_at = at
+
+    def _tick(self) -> None:
+        self.timer = self.looks_at = None
+        self.wake(self.gate.tick(clock.now()))
 
 
 class Router:

@@ -1,20 +1,10 @@
-"""The power limit of a GPU, as something to read and to turn: through Zeus here, through zeusd elsewhere."""
+"""The power limit and the SM clock of a GPU, as things to read and to turn."""
 
-import logging
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Protocol, TypeVar
-
-import httpx
-
-from proxy.config import Host
-from proxy.energy.daemon import connect
-
-if TYPE_CHECKING:
-    from zeus.device.gpu.common import GPU
-    from zeus.utils.zeusd import ZeusdClient
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
-logger = logging.getLogger(__name__)
 
 
 class KnobError(RuntimeError):
@@ -22,148 +12,83 @@ class KnobError(RuntimeError):
 
 
 class NoPrivilege(KnobError):
-    """This process, or its token, may not set power limits."""
+    """This process, or its token, may not set what it was asked to."""
 
 
-class PowerKnob(Protocol):
-    """One GPU's power limit, in watts. Every call may block for some milliseconds and raise KnobError."""
+class Knob(Protocol):
+    """One thing to turn on one GPU, in the unit of its `Quantity`. Every call may block for some milliseconds and raise
+    KnobError."""
 
     @property
     def uuid(self) -> str | None: ...
 
-    def get_limit_w(self) -> float:
-        """The limit that was set last, by whomever."""
+    @property
+    def place(self) -> str:
+        """What tells this GPU from all others of the host, for a lock."""
         ...
 
-    def set_limit_w(self, limit_w: float) -> None:
+    def read(self) -> float | None:
+        """What was set last, by whomever; None where nobody can tell."""
+        ...
+
+    def write(self, value: float) -> None:
         """Set it. Raises NoPrivilege when that is not allowed."""
         ...
 
-    def range_w(self) -> tuple[float, float] | None:
-        """Smallest and largest limit that the device takes; None where it does not say."""
+    def put_back(self, found: float | None) -> None:
+        """Set what was found, or what the driver does of itself where that could not be read."""
         ...
 
-    def enforced_w(self) -> float:
-        """What is really enforced, which another limiter may hold below the limit."""
+    def range(self) -> tuple[float, float] | None:
+        """Smallest and largest value that the device takes; None where it does not say."""
+        ...
+
+    def enforced(self) -> float | None:
+        """What really holds, which another limiter may keep below what was set; None where nobody can tell."""
         ...
 
 
-class ZeusKnob:
-    """A GPU of this machine."""
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """What a knob turns. Values that differ by less than `same` are one: drivers round."""
 
-    def __init__(self, gpu: "GPU") -> None:
-        from zeus.device.gpu.nvidia import NVIDIAGPU
+    name: str
+    unit: str
+    same: float
 
-        self._gpu = gpu
-        self._handle = gpu.handle if isinstance(gpu, NVIDIAGPU) else None
-        self.uuid = self._nvml_uuid()
-
-    def get_limit_w(self) -> float:
-        return _asked(self._gpu.get_power_management_limit) / 1000
-
-    def set_limit_w(self, limit_w: float) -> None:
-        _asked(lambda: self._gpu.set_power_management_limit(round(limit_w * 1000)))
-
-    def range_w(self) -> tuple[float, float] | None:
-        low_mw, high_mw = _asked(self._gpu.get_power_management_limit_constraints)
-        return low_mw / 1000, high_mw / 1000
-
-    def enforced_w(self) -> float:
-        if self._handle is None:
-            return self.get_limit_w()
-        import pynvml
-
-        return _asked(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(self._handle)) / 1000
-
-    def _nvml_uuid(self) -> str | None:
-        if self._handle is None:
-            return None
-        import pynvml
-
-        return _asked(lambda: pynvml.nvmlDeviceGetUUID(self._handle))
+    def words(self, value: float | None) -> str:
+        return "the driver's own" if value is None else f"{value:g} {self.unit}"
 
 
-class ZeusdKnob:
-    """A GPU behind a zeusd, which does not tell what is enforced."""
-
-    uuid = None
-
-    def __init__(self, client: "ZeusdClient", gpu_id: int) -> None:
-        self._client, self._id = client, gpu_id
-
-    def get_limit_w(self) -> float:
-        return _asked(lambda: self._client.get_power_limit([self._id])[self._id]) / 1000
-
-    def set_limit_w(self, limit_w: float) -> None:
-        if not self._client.can_control_gpu:
-            raise NoPrivilege(self._client.auth_error or "zeusd does not let this client control GPUs (gpu-control)")
-        _asked(lambda: self._client.set_power_limit([self._id], round(limit_w * 1000)))
-
-    def range_w(self) -> tuple[float, float] | None:
-        low_mw, high_mw = _asked(lambda: self._client.get_power_limit_constraints([self._id])[self._id])
-        return low_mw / 1000, high_mw / 1000
-
-    def enforced_w(self) -> float:
-        return self.get_limit_w()
+POWER = Quantity("power limit", "W", 1.0)
+SM_CLOCK = Quantity("SM clock", "MHz", 8.0)  # half of the steps in which NVIDIA's clocks come
 
 
-def open_knobs(hosts: Mapping[str, Host]) -> dict[str, PowerKnob]:
-    """The knobs of every GPU that can be reached now, by device name. What cannot be reached is logged."""
-    knobs: dict[str, PowerKnob] = {}
-    for host, settings in hosts.items():
-        if settings.local:
-            knobs |= _local_knobs(host)
-        elif settings.zeusd:
-            knobs |= _zeusd_knobs(host, settings.zeusd)
-    return knobs
+class PowerKnob(Knob, Protocol):
+    def throttle(self) -> frozenset[str] | None:
+        """What holds the clock down now, as NVML names it; None where nobody can tell."""
+        ...
 
 
-def _local_knobs(host: str) -> dict[str, PowerKnob]:
-    from zeus.device import get_gpus
-    from zeus.exception import ZeusBaseError
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """The knobs of the GPUs that can be reached, by device name."""
 
-    try:
-        gpus = get_gpus().gpus
-    except (ZeusBaseError, ImportError, ValueError) as error:
-        logger.info("%s: no GPU whose power could be limited: %s", host, error)
-        return {}
-    knobs: dict[str, PowerKnob] = {}
-    for gpu in gpus:
-        name = f"{host}/gpu:{gpu.gpu_index}"
-        try:
-            knob = ZeusKnob(gpu)
-            knob.get_limit_w()
-        except KnobError as error:
-            logger.warning("%s has no power limit to set: %s", name, error)
-        else:
-            knobs[name] = knob
-    return knobs
+    power: Mapping[str, PowerKnob] = field(default_factory=dict)
+    sm_clock: Mapping[str, Knob] = field(default_factory=dict)
 
 
-def _zeusd_knobs(host: str, address: str) -> dict[str, PowerKnob]:
-    from zeus.exception import ZeusBaseError
-
-    try:
-        client = connect(address)
-    except (ZeusBaseError, httpx.HTTPError) as error:
-        logger.warning("%s: power limits cannot be reached: %s", host, error)
-        return {}
-    readable = client.gpu_ids if client.can_read_gpu else []
-    return {f"{host}/gpu:{gpu_id}": ZeusdKnob(client, gpu_id) for gpu_id in readable}
-
-
-def _asked(ask: Callable[[], T]) -> T:
+def asked(ask: Callable[[], T]) -> T:
     """Ask the device, with whatever it raises turned into our two errors."""
-    import pynvml
     from zeus.device.gpu.common import ZeusGPUNoPermissionError
-    from zeus.exception import ZeusBaseError
 
     try:
         return ask()
     except ZeusGPUNoPermissionError as error:
         raise NoPrivilege(str(error)) from error
-    except (ZeusBaseError, pynvml.NVMLError, httpx.HTTPError, ValueError, KeyError) as error:
-        # zeusd gives NVML's own words for a missing privilege of its own
+    except Exception as error:
+        # The edge to the libraries of several vendors, each with errors of its own; whatever it is, the device did not
+        # answer. zeusd gives NVML's own words for a missing privilege of its own.
         if "nsufficient permission" in str(error) or "does not have permission" in str(error):
             raise NoPrivilege(str(error)) from error
-        raise KnobError(str(error)) from error
+        raise KnobError(str(error) or type(error).__name__) from error

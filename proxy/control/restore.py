@@ -1,36 +1,40 @@
-"""What was found before the first write to a device, kept in a file until it is set back, whatever becomes of us."""
+"""What was found before the first write to a device, kept in a file until it is set back, whatever becomes of us.
+
+A file for each quantity: power limits are set back to what they were, SM clocks, which cannot be read, to the driver's.
+"""
 
 import contextlib
 import fcntl
 import json
-import logging
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import psutil
 from platformdirs import user_state_path
 
-from proxy.control.knobs import KnobError, PowerKnob
+from proxy.control.knobs import POWER, SM_CLOCK, Knob, KnobError, Knobs, Quantity
+from proxy.control.lock import GpuLocks
 
-logger = logging.getLogger(__name__)
-
-SAME_W = 1.0  # limits that differ by less are one: drivers round
+_WAIT_S = 5.0
+FILES = {POWER: "restore.json", SM_CLOCK: "restore-clocks.json"}
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A device's limit as it was found, and the limits that we set since: only what is ours is ever set back."""
+    """What a device was found with (null: nobody could tell), and what we set since: only that is ever set back."""
 
     device: str
     uuid: str | None
-    limit_w: float
+    value: float | None
     t: float
-    ours_w: tuple[float, ...] = ()
+    ours: tuple[float, ...] = ()
 
-    def is_ours(self, limit_w: float) -> bool:
-        """Whether a limit seen on the device is one that we set."""
-        return any(abs(limit_w - ours_w) < SAME_W for ours_w in self.ours_w)
+    def is_ours(self, seen: float | None, same: float) -> bool:
+        """Whether what is seen on the device is something that we set. What cannot be seen is taken to be."""
+        return seen is None or any(abs(seen - one) < same for one in self.ours)
 
 
 class RestoreFile:
@@ -39,8 +43,8 @@ class RestoreFile:
     A lock beside it says whether the holder lives: the kernel lets go of it when the process dies, however it does.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = path or user_state_path("joulegate") / "restore.json"
+    def __init__(self, path: Path | None = None, quantity: Quantity = POWER) -> None:
+        self.path = path or user_state_path("joulegate") / FILES[quantity]
         self._lock: int | None = None
 
     def take(self) -> bool:
@@ -67,12 +71,12 @@ class RestoreFile:
         """What it says, by device; nothing when there is none. Raises ValueError for one that cannot be understood."""
         try:
             data = json.loads(self.path.read_text())
-            founds = [Found(**{**entry, "ours_w": tuple(entry["ours_w"])}) for entry in data["found"]]
+            founds = [Found(**{**entry, "ours": tuple(entry["ours"])}) for entry in data["found"]]
         except FileNotFoundError:
             return {}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(
-                f"{self.path} cannot be understood ({error}): set the limits by hand, then delete it"
+                f"{self.path} cannot be understood ({error}): set by hand what was found, then delete it"
             ) from None
         return {found.device: found for found in founds}
 
@@ -96,45 +100,70 @@ class RestoreFile:
         partial.replace(self.path)
 
 
-def set_back(found: Found, knob: PowerKnob) -> str:
-    """Set a device back to what was found, if its limit is still ours, and say what was done. Raises KnobError."""
-    seen_w = knob.get_limit_w()
-    if abs(seen_w - found.limit_w) < SAME_W:
-        return f"{found.device}: power limit is {seen_w:g} W, as it was found"
-    if not found.is_ours(seen_w):
-        return f"{found.device}: power limit was set to {seen_w:g} W by somebody else since: left alone"
-    knob.set_limit_w(found.limit_w)
-    return f"{found.device}: power limit set back to {found.limit_w:g} W, from {seen_w:g} W"
+def set_back(found: Found, knob: Knob, quantity: Quantity = POWER) -> str:
+    """Set a device back to what was found, if what it has is still ours, and say what was done. Raises KnobError."""
+    seen, name = knob.read(), f"{found.device}: {quantity.name}"
+    if seen is None or found.value is None:
+        knob.put_back(found.value)
+        return f"{name} is {quantity.words(found.value)} again"
+    if abs(seen - found.value) < quantity.same:
+        return f"{name} is {quantity.words(seen)}, as it was found"
+    if not found.is_ours(seen, quantity.same):
+        return f"{name} was set to {quantity.words(seen)} by somebody else since: left alone"
+    knob.put_back(found.value)
+    return f"{name} set back to {quantity.words(found.value)}, from {quantity.words(seen)}"
 
 
-def restore_leftover(knobs: Mapping[str, PowerKnob], path: Path | None = None) -> list[str]:
+def restore_all(knobs: Knobs, folder: Path | None = None, locks: GpuLocks | None = None) -> list[str]:
+    """Set back everything that a process which is gone left behind; a line for each thing that was, or could not be."""
+    lines: list[str] = []
+    for quantity, own in ((POWER, knobs.power), (SM_CLOCK, knobs.sm_clock)):
+        path = None if folder is None else folder / FILES[quantity]
+        lines += restore_leftover(own, path, quantity, locks)
+    return lines
+
+
+def is_anything_left(folder: Path | None = None) -> bool:
+    return any(((folder or user_state_path("joulegate")) / file).exists() for file in FILES.values())
+
+
+def restore_leftover(
+    knobs: Mapping[str, Knob], path: Path | None = None, quantity: Quantity = POWER, locks: GpuLocks | None = None
+) -> list[str]:
     """Set back what a process that is gone left behind, and say in a line for each device what was done.
 
     A device that cannot be reached, or refuses, stays in the file for the next try. Nothing is touched while the
-    process that wrote the file lives.
+    process that wrote the file lives, nor, with `locks`, a GPU that another one holds.
     """
-    file = RestoreFile(path)
+    file = RestoreFile(path, quantity)
     if not file.path.exists():
         return []
     try:
-        if not file.take():
-            return [f"power limits are held by a running process ({file.holder()}): nothing is restored"]
+        if not _taken(file):
+            return [f"{quantity.name}s are held by a running process ({file.holder()}): nothing is restored"]
     except OSError as error:
-        return [f"power limits cannot be restored: {file.path}: {error.strerror}"]
+        return [f"{quantity.name}s cannot be restored: {file.path}: {error.strerror}"]
     lines: list[str] = []
     try:
         left = file.read()
         for found in list(left.values()):
+            name, then = f"{found.device}: {quantity.name}", quantity.words(found.value)
             knob = _knob_of(found, knobs)
             if knob is None:
-                lines.append(f"{found.device}: cannot be reached to set its power limit back to {found.limit_w:g} W")
+                lines.append(f"{found.device}: cannot be reached to set its {quantity.name} back to {then}")
+                continue
+            if locks and (holder := locks.take(knob.place, quantity.name)) is not None:
+                lines.append(f"{name}: not set back to {then}: the GPU is held by {holder}")
                 continue
             try:
-                lines.append(set_back(found, knob))
+                lines.append(set_back(found, knob, quantity))
             except KnobError as error:
-                lines.append(f"{found.device}: power limit could not be set back to {found.limit_w:g} W: {error}")
+                lines.append(f"{name} could not be set back to {then}: {error}")
             else:
                 del left[found.device]
+            finally:
+                if locks:
+                    locks.release(knob.place, quantity.name)
         file.write(left)
     except (OSError, ValueError) as error:
         lines.append(str(error))
@@ -143,7 +172,19 @@ def restore_leftover(knobs: Mapping[str, PowerKnob], path: Path | None = None) -
     return lines
 
 
-def _knob_of(found: Found, knobs: Mapping[str, PowerKnob]) -> PowerKnob | None:
+def _taken(file: RestoreFile) -> bool:
+    """Hold the file; where its writer is gone somebody sets back already, for whom we wait a little."""
+    ends = time.monotonic() + _WAIT_S
+    while not file.take():
+        if (pid := file.holder()) is not None and psutil.pid_exists(pid):
+            return False
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+def _knob_of(found: Found, knobs: Mapping[str, Knob]) -> Knob | None:
     """The very GPU, under whatever name it goes now; by its name alone where it has no UUID."""
     if found.uuid is None:
         return knobs.get(found.device)

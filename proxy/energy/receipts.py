@@ -8,6 +8,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import orjson
 
@@ -152,8 +153,18 @@ class Second:
         return bool(self.batch)
 
 
+class Watcher(Protocol):
+    """Is told of requests as they come and go, at once."""
+
+    def opened(self, receipt: Receipt) -> None: ...
+
+    def closed(self, receipt: Receipt) -> None: ...
+
+
 class Book:
-    """All open runs and receipts. One owner, one thread."""
+    """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`."""
+
+    watcher: Watcher | None = None
 
     def __init__(self, workflow_label: Callable[[str], str], step_label: Callable[[str, str], str]) -> None:
         self._workflow_label = workflow_label
@@ -194,6 +205,8 @@ class Book:
         self._receipts[request_id] = receipt
         self._opened.append(request_id)
         self._touch(receipt)
+        if self.watcher is not None:
+            self.watcher.opened(receipt)
         return receipt
 
     def close(self, receipt: Receipt, code: int, outcome: Outcome, now: float) -> None:
@@ -209,6 +222,8 @@ class Book:
         self._ended.append(receipt)
         self._unpaid[receipt.id] = receipt
         self._touch(receipt)
+        if self.watcher is not None:
+            self.watcher.closed(receipt)
 
     def ask_to_close(self, tenant: str, run: str) -> bool:
         """The client says that a run is complete. False when no such run is open."""

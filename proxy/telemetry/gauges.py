@@ -9,6 +9,8 @@ from prometheus_client.metrics_core import Metric
 from proxy.breaker import State
 from proxy.energy.method import Method
 from proxy.energy.records import Quality
+from proxy.telemetry.places import host_and_device
+from proxy.telemetry.policy import PolicyGauges
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Gauges:
     ledger_backlog: int = 0  # batches not yet committed
     ledger_waiting: int = 0  # requests in them
     methods: Mapping[str, Method] = field(default_factory=dict)  # engine
+    policy: PolicyGauges | None = None
 
     def families(self) -> Iterator[Metric]:
         power = GaugeMetricFamily(
@@ -84,6 +87,8 @@ class Gauges:
             "joulegate_ledger_backlog", "Batches that the ledger has not yet committed.", value=self.ledger_backlog
         )
         yield from self._attribution()
+        if self.policy is not None:
+            yield from self.policy.families()
 
     def _attribution(self) -> Iterator[Metric]:
         prices = GaugeMetricFamily(
@@ -109,9 +114,3 @@ class Gauges:
             windows.add_metric((engine,), method.windows)
             drifts.add_metric((engine,), method.drifts)
         yield from (prices, spread, windows, drifts)
-
-
-def host_and_device(name: str) -> tuple[str, str]:
-    """`h1/gpu:0` as the two labels it becomes."""
-    host, _, device = name.partition("/")
-    return host, device

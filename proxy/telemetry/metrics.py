@@ -17,7 +17,8 @@ from prometheus_client.registry import Collector
 
 from proxy.energy.records import Outcome, Quality, Waste, WindowRecord
 from proxy.telemetry.bounds import LabelBounds
-from proxy.telemetry.gauges import Gauges, host_and_device
+from proxy.telemetry.gauges import Gauges
+from proxy.telemetry.places import host_and_device
 from proxy.telemetry.tables import Histogram, Spread, Totals
 
 ENERGY_J = [mantissa * 10.0**power for power in range(-1, 6) for mantissa in (1, 2, 5)] + [1e6]
@@ -91,6 +92,12 @@ class Metrics(Collector):
             "What budgets did: `low` and `spent` once a period, `capped`, `refused` and `stopped` for each request.",
             ("tenant", "period", "action"),
         )
+        self.policy_setbacks = Totals(
+            "joulegate_policy_setbacks",
+            "How often the default took the policy's place: it raised, was late, answered with no decision, or missed "
+            "an objective.",
+            ("policy", "reason"),
+        )
         self.requests = Totals(
             "joulegate_requests",
             "Requests that ended.",
@@ -118,7 +125,7 @@ class Metrics(Collector):
         self._tables: tuple[Totals | Histogram, ...] = (
             *(self.energy, self.devices, self.waste, self.savings),
             *(self.tokens_by_kind, self.requests, self.ignored_ids, self.budgets),
-            *(self.dropped_receipts, self.dropped_energy),
+            *(self.dropped_receipts, self.dropped_energy, self.policy_setbacks),
             *(self.run_energy, self.run_duration, self.request_duration),
             *(self.ttft_seconds, self.itl_seconds, self.wait_seconds),
         )
@@ -185,6 +192,15 @@ class Metrics(Collector):
     def budget(self, tenant: str, period: str, action: str) -> None:
         """A budget was found low or spent, or has changed what became of a request."""
         self.budgets.add((tenant, period, action))
+
+    def policy_born(self, policy: str, reasons: Iterable[str]) -> None:
+        """Make the series of a policy visible at 0."""
+        for reason in reasons:
+            self.policy_setbacks.add((policy, reason), 0)
+
+    def policy_set_back(self, policy: str, reason: str) -> None:
+        """The default took a policy's place."""
+        self.policy_setbacks.add((policy, reason))
 
     def tokens(self, tenant: str, workflow: str, step: str, prompt: int, cached: int, output: int) -> None:
         """Count a request's usage as OpenAI states it: `prompt` includes `cached`."""

@@ -5,7 +5,7 @@ many are added, and a stream can add all its intervals at once.
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
 from prometheus_client.samples import Exemplar
@@ -75,6 +75,10 @@ class Histogram:
         if spread is None:
             spread = self._series[key] = Spread(self.bounds)
         return spread
+
+    def spreads(self) -> Mapping[Labels, Spread]:
+        """All series as they are."""
+        return self._series
 
     def observe(self, key: Labels, value: float) -> None:
         self.series(key).observe(value)

@@ -40,7 +40,8 @@ def test_every_panel_has_data(
     engines = [{"name": "e1", "kind": "vllm", "url": engine.url}]
     # A policy with a limit, since without any there is none to show.
     policy = {"name": "static", "in_flight": {"search": 2}}
-    gateway = make_gateway({"engines": engines, "policy": policy}, env=nvml.env)
+    workflows = {"search": {"slo": {"ttft_p95": 20}}}
+    gateway = make_gateway({"engines": engines, "policy": policy, "workflows": workflows}, env=nvml.env)
     over = threading.Event()
 
     def load(workflow: str) -> None:

@@ -18,6 +18,7 @@ import yaml
 from grafana.queries import ask, unanswered
 from proxy.energy.records import Outcome, Quality, WindowRecord
 from proxy.telemetry.metrics import EnergyDelta, Gauges, Itl, Metrics
+from proxy.telemetry.policy import PolicyGauges
 
 ROOT = Path(__file__).parents[2]
 SCRAPES = 6
@@ -81,6 +82,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.metrics = Metrics("0.1.0")
+        self.metrics.policy_born("company", ["raised"])
         self.second = 0
 
     def page(self, accept: str) -> tuple[bytes, str]:
@@ -95,6 +97,14 @@ class Traffic:
             limit={("e1", "search"): 4},
             engine_up={"e1": True},
             breaker={"e1": "closed"},
+            policy=PolicyGauges(
+                *("company", "acting", ("acting", "replaced")),
+                held={("e1", workflow): 2 for workflow in WORKFLOWS},
+                hold_s={"search": 3.0},
+                objective_s={("search", "ttft"): 2.0},
+                power_limit_w={"h1/gpu:0": 400.0},
+                sm_clock_mhz={"h1/gpu:0": 1500.0},
+            ),
         )
         return self.metrics.render(accept)
 

@@ -20,6 +20,8 @@ enum {
     SUCCESS = 0, UNINITIALIZED = 1, INVALID_ARGUMENT = 2, NOT_SUPPORTED = 3, NO_PERMISSION = 4,
     INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15
 };
+enum { CLOCK_SM = 1, LOWEST_MHZ = 345, HIGHEST_MHZ = 1980, CLOCK_STEP_MHZ = 15, MEMORY_MHZ = 3201 };
+enum { IDLE = 1, SW_POWER_CAP = 4 }; /* reasons of the clock */
 enum { VOLTA = 5, FIELD_ENERGY = 83, FIELD_POWER_AVERAGE = 185, FIELD_POWER_INSTANT = 186 };
 
 #define MAGIC 0x4c564e59414c50ULL
@@ -34,6 +36,7 @@ struct gpu {
     int64_t limit_mw, default_mw, min_mw, max_mw;
     int64_t ceiling_mw;      /* another limiter (thermal, slot); the smaller one is enforced */
     int64_t lost, mig, architecture, writes;
+    int64_t locked_mhz;      /* highest SM clock that was locked; 0 when none is */
     char name[96], uuid[96];
 };
 struct state {
@@ -208,4 +211,45 @@ int nvmlDeviceGetFieldValues(void *handle, int count, struct field *fields) {
             } else field->status = NOT_SUPPORTED;
         }
     });
+}
+
+/* Clocks: the highest that is locked, or that there is; the power cap holds it down when the work wants more watts. */
+static int listed(unsigned *count, unsigned *out, unsigned all, unsigned first, unsigned step) {
+    unsigned room = *count;
+    *count = all;
+    if (!out || room < all) return INSUFFICIENT_SIZE;
+    for (unsigned i = 0; i < all; i++) out[i] = first - i * step;
+    return SUCCESS;
+}
+int nvmlDeviceGetSupportedMemoryClocks(void *handle, unsigned *count, unsigned *mhz) {
+    ON_GPU({ (void)gpu; status = listed(count, mhz, 1, MEMORY_MHZ, 0); });
+}
+int nvmlDeviceGetSupportedGraphicsClocks(void *handle, unsigned memory_mhz, unsigned *count, unsigned *mhz) {
+    ON_GPU({
+        (void)gpu;
+        if (memory_mhz != MEMORY_MHZ) status = INVALID_ARGUMENT;
+        else status = listed(count, mhz, (HIGHEST_MHZ - LOWEST_MHZ) / CLOCK_STEP_MHZ + 1, HIGHEST_MHZ, CLOCK_STEP_MHZ);
+    });
+}
+int nvmlDeviceSetGpuLockedClocks(void *handle, unsigned low_mhz, unsigned high_mhz) {
+    ON_GPU({
+        if (!state->privileged) status = NO_PERMISSION;
+        else if (low_mhz > high_mhz || high_mhz < LOWEST_MHZ) status = INVALID_ARGUMENT;
+        else { gpu->locked_mhz = smaller(high_mhz, HIGHEST_MHZ) / CLOCK_STEP_MHZ * CLOCK_STEP_MHZ; gpu->writes++; }
+    });
+}
+int nvmlDeviceResetGpuLockedClocks(void *handle) {
+    ON_GPU({
+        if (!state->privileged) status = NO_PERMISSION;
+        else { gpu->locked_mhz = 0; gpu->writes++; }
+    });
+}
+int nvmlDeviceGetClockInfo(void *handle, unsigned type, unsigned *mhz) {
+    ON_GPU({
+        if (type > CLOCK_SM) status = NOT_SUPPORTED;
+        else *mhz = (unsigned)(gpu->locked_mhz ? gpu->locked_mhz : HIGHEST_MHZ);
+    });
+}
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *handle, unsigned long long *reasons) {
+    ON_GPU(*reasons = gpu->power_mw > enforced_mw(gpu) ? SW_POWER_CAP : gpu->power_mw == 0 ? IDLE : 0;);
 }

@@ -5,6 +5,7 @@ import fcntl
 import mmap
 import os
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ class _Gpu(ctypes.Structure):  # the layout of `struct gpu` in nvml.c
         ("mig", ctypes.c_int64),
         ("architecture", ctypes.c_int64),
         ("writes", ctypes.c_int64),
+        ("locked_mhz", ctypes.c_int64),
         ("name", ctypes.c_char * 96),
         ("uuid", ctypes.c_char * 96),
     )
@@ -60,13 +62,13 @@ class NvmlPlay:
         self._gpus = (_Gpu * gpus).from_buffer(self._map, ctypes.sizeof(_Head))
         self._head.gpus, self._head.period_ns, self._head.privileged = gpus, round(period_s * 1e9), 1
         now_ns = time.monotonic_ns()
-        for i, gpu in enumerate(self._gpus):
+        for gpu in self._gpus:
             gpu.time_ns, gpu.published_tick = now_ns, now_ns // self._head.period_ns
             gpu.power_mw, gpu.min_mw = 100_000, 200_000
             gpu.limit_mw = gpu.default_mw = gpu.max_mw = gpu.ceiling_mw = 700_000
             gpu.architecture = 9
             gpu.name = b"NVIDIA H200"
-            gpu.uuid = f"GPU-00000000-0000-0000-0000-{i:012d}".encode()
+            gpu.uuid = f"GPU-{uuid.uuid4()}".encode()  # the host's locks go by it
         self._head.magic = MAGIC  # last: until then the library refuses the file
 
     @property
@@ -126,8 +128,13 @@ class NvmlPlay:
         with self._at(i) as gpu:
             gpu.ceiling_mw = round(ceiling_w * 1000)
 
+    def locked_mhz(self, i: int = 0) -> int | None:
+        """The highest SM clock that is locked, None where none is."""
+        with self._at(i) as gpu:
+            return gpu.locked_mhz or None
+
     def writes(self, i: int = 0) -> int:
-        """How often a limit was set through NVML."""
+        """How often a limit, or a clock, was set through NVML."""
         with self._at(i) as gpu:
             return gpu.writes
 
@@ -144,6 +151,10 @@ class NvmlPlay:
         """Name and NVML architecture number: 4 is Pascal (no energy counter), 9 is Hopper."""
         with self._at(i) as gpu:
             gpu.name, gpu.architecture = name.encode(), architecture
+
+    def uuid(self, i: int = 0) -> str:
+        with self._at(i) as gpu:
+            return gpu.uuid.decode()
 
     def set_uuid(self, i: int, uuid: str) -> None:
         with self._at(i) as gpu:

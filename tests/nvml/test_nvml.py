@@ -127,3 +127,29 @@ def test_processes_share_one_state(nvml_here: Any) -> None:
     )
     subprocess.run([sys.executable, "-c", code], env={**os.environ, **nvml_here.env}, check=True)
     assert get_gpus().gpus[0].get_power_management_limit() == 250_000
+
+
+def test_clocks_are_locked_and_reset_and_cannot_be_read_back(nvml_here: Any) -> None:
+    gpu = get_gpus().gpus[0]
+    (memory_mhz,) = gpu.get_supported_memory_clocks()
+    clocks_mhz = gpu.get_supported_graphics_clocks(memory_mhz)
+    assert (min(clocks_mhz), max(clocks_mhz), len(clocks_mhz)) == (345, 1980, 110)
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    gpu.set_gpu_locked_clocks(345, 1200)
+    assert nvml_here.locked_mhz() == pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) == 1200
+    gpu.reset_gpu_locked_clocks()
+    assert nvml_here.locked_mhz() is None
+    assert pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM) == 1980
+    nvml_here.privileged = False
+    with pytest.raises(ZeusGPUNoPermissionError):
+        gpu.set_gpu_locked_clocks(345, 1200)
+
+
+def test_a_cap_that_binds_says_so(nvml_here: Any) -> None:
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    nvml_here.set_power_w(0, 600)
+    assert pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) == 0
+    nvml_here.set_limit_w(0, 400)
+    assert pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle) == 0x4

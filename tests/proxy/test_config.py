@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from proxy.budget import Period, Terms
-from proxy.config import Config, ConfigError, Key, load, parse
+from proxy.config import Config, ConfigError, Key, Relative, load, parse
 from proxy.keys import Keys
 
 ENGINE = {"name": "e1", "kind": "openai", "url": "http://127.0.0.1:9000"}
@@ -258,3 +258,25 @@ def test_budgets_are_read_as_microjoules() -> None:
 def test_a_policy_keeps_its_own_options() -> None:
     config: Config = parse({"engines": [ENGINE], "policy": {"name": "static", "in_flight": {"search": 2}}})
     assert config.policy.options() == {"in_flight": {"search": 2}}
+
+
+@pytest.mark.parametrize(
+    ("given", "is_taken_as"),
+    [(2, 2.0), ("0.5", 0.5), ("5x isolated", Relative(5.0)), ("2.5 x  isolated", Relative(2.5))],
+)
+def test_an_objective_is_seconds_or_a_multiple_of_what_it_takes_alone(given: Any, is_taken_as: Any) -> None:
+    config = parse({"engines": [ENGINE], "workflows": {"search": {"slo": {"run_p95": given}}}})
+    assert config.workflows["search"].slo.run_p95 == is_taken_as
+
+
+@pytest.mark.parametrize("given", [0, -1, True, "soon", "x isolated", "5 times", ".nan", "inf", [2]])
+def test_an_objective_that_is_neither_is_refused(given: Any) -> None:
+    (line,) = faults({"engines": [ENGINE], "workflows": {"search": {"slo": {"ttft_p95": given}}}})
+    assert 'workflows.search.slo.ttft_p95: must be seconds, more than 0, or a multiple as in "5x isolated"' in line
+
+
+def test_the_gateways_own_keys_of_a_policy_are_not_the_policys() -> None:
+    policy = {"name": "static", "dry_run": True, "allow_clocks": True, "dwell": 30, "in_flight": {"search": 2}}
+    config = parse({"engines": [ENGINE], "policy": policy})
+    assert config.policy.options() == {"in_flight": {"search": 2}}
+    assert (config.policy.dry_run, config.policy.allow_clocks, config.policy.dwell) == (True, True, 30.0)

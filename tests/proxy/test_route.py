@@ -5,6 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from policies.interface import Release
+from proxy import clock
 from proxy.affinity import SessionAffinity
 from proxy.config import EngineConfig
 from proxy.engines.openai import OpenAI
@@ -18,7 +20,7 @@ def lane(name: str, *models: str, up: bool = True, busy: int = 0, gate: Gate | N
     upstream = cast(Upstream, None)  # no byte is sent here
     made = Lane(engine, upstream, gate or Gate(10), {model: {"id": model, "from": name} for model in models}, up)
     for _ in range(busy):
-        made.gate.arrive(Ticket("other"))
+        made.gate.arrive(Ticket("other"), 0.0)
     return made
 
 
@@ -111,6 +113,32 @@ async def test_a_ticket_released_in_the_moment_of_giving_up_frees_its_place() ->
     one.leave(second)
     await tasks[1]
     assert third.released and one.gate.total == 1
+
+
+async def test_those_that_are_held_are_let_in_together_when_it_is_time() -> None:
+    one = lane("a")
+    one.wake(one.gate.set_rules(None, {}, {"w": Release(0.05)}, clock.now()))
+    first, second = Ticket("w"), Ticket("w")
+    began = clock.now()
+    waiting = [asyncio.create_task(one.admit(ticket, 60)) for ticket in (first, second)]
+    await asyncio.sleep(0)
+    assert one.gate.held("w") == 2 and not any(task.done() for task in waiting)
+    await asyncio.gather(*waiting)
+    assert first.released_at == second.released_at >= began + 0.05
+    assert one.looks_at is None and one.timer is None
+    one.leave(first)
+    one.leave(second)
+
+
+async def test_who_gives_up_while_held_is_not_waited_for() -> None:
+    one = lane("a")
+    one.wake(one.gate.set_rules(None, {}, {"w": Release(60)}, clock.now()))
+    ticket = Ticket("w")
+    with pytest.raises(TimeoutError):
+        await one.admit(ticket, 0.001)
+    assert one.looks_at is not None
+    one.leave(ticket)
+    assert (one.gate.waiting, one.waiting, one.looks_at, one.timer) == (0, {}, None, None)
 
 
 # Breakers -----------------------------------------------------------------------------------------------------------

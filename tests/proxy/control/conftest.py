@@ -15,27 +15,35 @@ class FakeKnob:
         self.allowed = True
         self.lost = False
         self.ceiling_w = 700.0
+        self.place = uuid or "fake-gpu"
         self.step_w = 0.0  # what the driver rounds to, 0 for nothing
         self.written_w: list[float] = []
 
-    def get_limit_w(self) -> float:
+    def read(self) -> float:
         if self.lost:
             raise KnobError("GPU is lost")
         return self.limit_w
 
-    def set_limit_w(self, limit_w: float) -> None:
+    def write(self, value: float) -> None:
         if self.lost:
             raise KnobError("GPU is lost")
         if not self.allowed:
             raise NoPrivilege("Insufficient Permissions")
-        self.limit_w = round(limit_w / self.step_w) * self.step_w if self.step_w else limit_w
-        self.written_w.append(limit_w)
+        self.limit_w = round(value / self.step_w) * self.step_w if self.step_w else value
+        self.written_w.append(value)
 
-    def range_w(self) -> tuple[float, float] | None:
+    def put_back(self, found: float | None) -> None:
+        assert found is not None
+        self.write(found)
+
+    def throttle(self) -> frozenset[str] | None:
+        return None
+
+    def range(self) -> tuple[float, float] | None:
         return 200.0, 700.0
 
-    def enforced_w(self) -> float:
-        return min(self.get_limit_w(), self.ceiling_w)
+    def enforced(self) -> float:
+        return min(self.read(), self.ceiling_w)
 
 
 @pytest.fixture(scope="session")

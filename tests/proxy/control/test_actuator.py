@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proxy.control.actuator import Effect, PowerActuator
+from proxy.control.actuator import Actuator, Effect
 
 GPU, OTHER = "h1/gpu:0", "h1/gpu:1"
 MakeKnob = Callable[..., Any]
@@ -19,18 +19,18 @@ MakeKnob = Callable[..., Any]
 def test_sets_reads_back_and_restores(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob(650.0)
     knob.ceiling_w = 380.0
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     (applied,) = actuator.apply({GPU: 400.0}, now=0.0)
-    assert (applied.effect, applied.wanted_w, applied.enforced_w) == (Effect.SET, 400.0, 380.0)
+    assert (applied.effect, applied.wanted, applied.enforced) == (Effect.SET, 400.0, 380.0)
     assert knob.limit_w == 400.0
     (restored,) = actuator.restore()
-    assert (restored.effect, restored.wanted_w, knob.limit_w) == (Effect.BACK, None, 650.0)
+    assert (restored.effect, restored.wanted, knob.limit_w) == (Effect.BACK, None, 650.0)
     assert not path.exists()
 
 
 def test_nothing_is_applied_after_restore(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob()
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     actuator.restore()
     assert actuator.apply({GPU: 400.0}, now=0.0) == []
     assert knob.written_w == [] and not path.exists()
@@ -39,16 +39,16 @@ def test_nothing_is_applied_after_restore(make_knob: MakeKnob, path: Path) -> No
 def test_what_was_found_is_on_disk_before_the_first_write(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob(650.0, uuid="GPU-7")
     on_disk: list[Any] = []
-    real_set = knob.set_limit_w
-    knob.set_limit_w = lambda limit_w: (on_disk.append(json.loads(path.read_text())), real_set(limit_w))
-    PowerActuator({GPU: knob}, path).apply({GPU: 400.0}, now=5.0)
+    real_set = knob.write
+    knob.write = lambda limit_w: (on_disk.append(json.loads(path.read_text())), real_set(limit_w))
+    Actuator({GPU: knob}, path).apply({GPU: 400.0}, now=5.0)
     (found,) = on_disk[0]["found"]
-    assert found == {"device": GPU, "uuid": "GPU-7", "limit_w": 650.0, "t": 5.0, "ours_w": [400.0]}
+    assert found == {"device": GPU, "uuid": "GPU-7", "value": 650.0, "t": 5.0, "ours": [400.0]}
 
 
 def test_the_same_decision_writes_once(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob()
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     effects = [actuator.apply({GPU: 400.0}, now=float(t))[0].effect for t in range(30)]
     assert effects == [Effect.SET] + [Effect.KEPT] * 29
     assert knob.written_w == [400.0]
@@ -56,7 +56,7 @@ def test_the_same_decision_writes_once(make_knob: MakeKnob, path: Path) -> None:
 
 def test_writes_are_a_dwell_time_apart(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob()
-    actuator = PowerActuator({GPU: knob}, path, dwell_s=10.0)
+    actuator = Actuator({GPU: knob}, path, dwell_s=10.0)
     assert [
         actuator.apply({GPU: watts}, now)[0].effect for now, watts in ((0.0, 400.0), (9.9, 300.0), (10.0, 300.0))
     ] == [
@@ -68,9 +68,18 @@ def test_writes_are_a_dwell_time_apart(make_knob: MakeKnob, path: Path) -> None:
     assert knob.written_w == [400.0, 300.0, 700.0]
 
 
+def test_setting_back_does_not_wait(make_knob: MakeKnob, path: Path) -> None:
+    knob = make_knob()
+    actuator = Actuator({GPU: knob}, path)
+    actuator.apply({GPU: 400.0}, 0.0)
+    assert [applied.effect for applied in actuator.set_back()] == [Effect.BACK] and knob.limit_w == 700.0
+    assert actuator.set_back() == [] and not path.exists()
+    assert actuator.apply({GPU: 400.0}, 10.0)[0].effect is Effect.SET
+
+
 def test_a_device_no_longer_named_is_set_back_alone(make_knob: MakeKnob, path: Path) -> None:
     knobs = {GPU: make_knob(600.0), OTHER: make_knob(500.0)}
-    actuator = PowerActuator(knobs, path)
+    actuator = Actuator(knobs, path)
     actuator.apply({GPU: 400.0, OTHER: 300.0}, now=0.0)
     effects = {applied.device: applied.effect for applied in actuator.apply({OTHER: 300.0}, now=20.0)}
     assert effects == {GPU: Effect.BACK, OTHER: Effect.KEPT}
@@ -84,7 +93,7 @@ def test_out_of_range_is_refused_and_never_clamped(
     make_knob: MakeKnob, path: Path, limit_w: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     knob = make_knob()
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     for now in range(3):
         (applied,) = actuator.apply({GPU: limit_w}, float(now))
         assert applied.effect is Effect.REFUSED and applied.reason
@@ -93,7 +102,7 @@ def test_out_of_range_is_refused_and_never_clamped(
 
 
 def test_an_unknown_device_is_refused(make_knob: MakeKnob, path: Path) -> None:
-    (applied,) = PowerActuator({GPU: make_knob()}, path).apply({"h9/gpu:0": 400.0}, 0.0)
+    (applied,) = Actuator({GPU: make_knob()}, path).apply({"h9/gpu:0": 400.0}, 0.0)
     assert (applied.effect, applied.reason) == (Effect.REFUSED, "no power limit is known of it; known: h1/gpu:0")
 
 
@@ -103,7 +112,7 @@ def test_no_privilege_is_said_once_and_nothing_is_left(
     knobs = {GPU: make_knob(), OTHER: make_knob()}
     for knob in knobs.values():
         knob.allowed = False
-    actuator = PowerActuator(knobs, path)
+    actuator = Actuator(knobs, path)
     for now in range(0, 100, 10):
         assert {a.effect for a in actuator.apply({GPU: 400.0, OTHER: 400.0}, float(now))} == {Effect.REFUSED}
     assert [record.getMessage() for record in caplog.records] == [
@@ -117,7 +126,7 @@ def test_a_lost_gpu_is_said_once_and_set_back_when_it_returns(
 ) -> None:
     caplog.set_level(logging.WARNING)
     knob = make_knob()
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     actuator.apply({GPU: 400.0}, 0.0)
     knob.lost = True
     assert [actuator.apply({GPU: 300.0}, t)[0].effect for t in (20.0, 40.0)] == [Effect.REFUSED] * 2
@@ -130,7 +139,7 @@ def test_a_lost_gpu_is_said_once_and_set_back_when_it_returns(
 
 def test_what_somebody_else_set_since_is_left_alone(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob()
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     actuator.apply({GPU: 400.0}, 0.0)
     knob.limit_w = 550.0
     (restored,) = actuator.restore()
@@ -141,7 +150,7 @@ def test_what_somebody_else_set_since_is_left_alone(make_knob: MakeKnob, path: P
 def test_a_driver_that_rounds_is_still_set_back(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob()
     knob.step_w = 25.0
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     actuator.apply({GPU: 410.0}, 0.0)
     assert knob.limit_w == 400.0
     actuator.restore()
@@ -151,14 +160,14 @@ def test_a_driver_that_rounds_is_still_set_back(make_knob: MakeKnob, path: Path)
 def test_without_a_place_to_write_nothing_is_set(make_knob: MakeKnob, tmp_path: Path) -> None:
     knob = make_knob()
     (tmp_path / "state").write_text("a file where the folder should be")
-    (applied,) = PowerActuator({GPU: knob}, tmp_path / "state/restore.json").apply({GPU: 400.0}, 0.0)
+    (applied,) = Actuator({GPU: knob}, tmp_path / "state/restore.json").apply({GPU: 400.0}, 0.0)
     assert applied.effect is Effect.REFUSED and "cannot be written down" in applied.reason
     assert knob.written_w == []
 
 
 def test_two_gateways_never_hold_the_limits_together(make_knob: MakeKnob, path: Path) -> None:
     knob = make_knob()
-    first, second = PowerActuator({GPU: knob}, path), PowerActuator({GPU: knob}, path)
+    first, second = Actuator({GPU: knob}, path), Actuator({GPU: knob}, path)
     first.apply({GPU: 400.0}, 0.0)
     (applied,) = second.apply({GPU: 300.0}, 1.0)
     assert applied.effect is Effect.REFUSED and "another process" in applied.reason
@@ -180,7 +189,7 @@ def test_whatever_happens_it_ends_as_it_was_found(
 ) -> None:
     path = tmp_path_factory.mktemp("any") / "restore.json"
     knob, now = make_knob(found_w), 0.0
-    actuator = PowerActuator({GPU: knob}, path)
+    actuator = Actuator({GPU: knob}, path)
     written_t: list[float] = []
     for limit_w, lost, pause_s in steps:
         before = len(knob.written_w)

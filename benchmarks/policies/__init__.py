@@ -1,0 +1,1 @@
+"""What policies save, on the emulated engine: `python -m benchmarks.policies`."""

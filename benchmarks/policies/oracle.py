@@ -1,0 +1,113 @@
+"""The best that a fixed setting of the gate, or of gate and clock, could have done: found by trying."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+
+from benchmarks.policies.cells import Cell
+from benchmarks.policies.trial import Trial
+from benchmarks.sim import DEVICE, ENGINE
+from policies.static import Hold, Static
+
+HOLDS = (1 / 3, 2 / 3, 1.0)  # of patience
+JOINS = (0.0, 0.35, 0.8, inf)  # of a request's own time
+LIMITS = (4, 16, 64)
+CLOCKS = (0.6, 0.7, 0.8, 0.9)  # of the highest
+FINE_HOLD, FINE_JOIN = 1 / 6, 0.15
+SEEDS, FINALISTS = 2, 3
+LATER = 0.01  # so much more of the requests may miss an objective than without
+
+
+@dataclass(frozen=True, order=True)
+class Setting:
+    """`hold` is a part of the patience, `clock` of the highest SM clock; `limit` 0 stands for none."""
+
+    hold: float = 0.0
+    join: float = 0.0
+    limit: int = 0
+    clock: float = 1.0
+
+    def policy(self, cell: Cell, patience_s: float) -> Static:
+        highest = cell.preset.card.sm_mhz_max
+        return Static(
+            release={cell.workload: Hold(hold_s=self.hold * patience_s, join_part=self.join)} if self.hold else {},
+            engine_in_flight={ENGINE: self.limit} if self.limit else {},
+            sm_clock_mhz={DEVICE: round(self.clock * highest)} if self.clock < 1 else {},
+        )
+
+
+Measure = Callable[[Setting, int], Trial]  # a setting and a seed
+
+
+@dataclass
+class Oracle:
+    """Tries settings beside the default's trials, by seed."""
+
+    measure: Measure
+    default: Sequence[Trial]
+
+    def saved(self, setting: Setting, seeds: int) -> tuple[float, bool]:
+        """The part of the default's joules that it saves over these seeds, and whether it keeps the objectives."""
+        trials = [self.measure(setting, seed) for seed in range(seeds)]
+        return mean_saved(self.default[:seeds], trials), is_kept(self.default[:seeds], trials)
+
+    def best(self, settings: Iterable[Setting], seeds: int, count: int) -> list[Setting]:
+        """Those that save most, of those that keep the objectives."""
+        found = [
+            (saved, setting)
+            for setting in dict.fromkeys(settings)
+            for saved, kept in [self.saved(setting, seeds)]
+            if kept
+        ]
+        return [setting for _, setting in sorted(found, reverse=True)[:count]]
+
+    def of_gate(self) -> Setting:
+        """Over when requests go and how many are in flight; the default may be the answer."""
+        coarse = [Setting(), *(Setting(hold, join) for hold in HOLDS for join in JOINS)]
+        (top,) = self.best(coarse, SEEDS, 1)
+        near = [replace(top, limit=limit) for limit in LIMITS]
+        if top.hold:
+            joins = [top.join + by for by in (-FINE_JOIN, FINE_JOIN)] if top.join < inf else []
+            near += [replace(top, join=join) for join in joins if join >= 0]
+            near += [replace(top, hold=hold) for hold in (top.hold - FINE_HOLD, top.hold + FINE_HOLD) if hold <= 1]
+        finalists = self.best([Setting(), top, *near], SEEDS, FINALISTS)
+        return self._final(finalists)
+
+    def with_clock(self, gate: Setting) -> Setting:
+        """Over the clock too, at the gate's best and at its default."""
+        tried = [replace(base, clock=clock) for base in dict.fromkeys((gate, Setting())) for clock in CLOCKS]
+        return self._final([gate, *self.best(tried, SEEDS, FINALISTS - 1)])
+
+    def _final(self, settings: Sequence[Setting]) -> Setting:
+        found = self.best([Setting(), *settings], len(self.default), 1)
+        return found[0]
+
+
+def mean_saved(default: Sequence[Trial], trials: Sequence[Trial]) -> float:
+    return sum(savings(default, trials)) / len(trials)
+
+
+def savings(default: Sequence[Trial], trials: Sequence[Trial]) -> list[float]:
+    """By seed: the part of the default's joules that was saved, both until the later of the two ends."""
+    return [_saved(one, other, Trial.joules_by) for one, other in zip(default, trials, strict=True)]
+
+
+def converged(default: Sequence[Trial], trials: Sequence[Trial]) -> list[float]:
+    """The same of the time after it should have converged, for an output token."""
+    return [_saved(one, other, Trial.converged_by) for one, other in zip(default, trials, strict=True)]
+
+
+def _saved(default: Trial, trial: Trial, joules: Callable[[Trial, float], float]) -> float:
+    until = max(default.ended, trial.ended)
+    return 1 - joules(trial, until) / joules(default, until)
+
+
+def later(default: Sequence[Trial], trials: Sequence[Trial]) -> float:
+    """How much more is late, as a part of all, on average: of the kind of objective of which it is most."""
+    kinds = default[0].late
+    means = [sum(b.late[kind] - a.late[kind] for a, b in zip(default, trials, strict=True)) for kind in kinds]
+    return max(means) / len(trials)
+
+
+def is_kept(default: Sequence[Trial], trials: Sequence[Trial]) -> bool:
+    return later(default, trials) <= LATER

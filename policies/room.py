@@ -1,0 +1,60 @@
+"""How much of the objectives is used up, and what a knob may make of what is left."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import sqrt
+from typing import Any
+
+from policies.interface import WorkflowSignals
+
+USED_MOST, USED_LITTLE = 0.95, 0.8  # of an objective: give back, or take more
+SETTLE_S = 30.0  # until percentiles of the last minute begin to show what a step did
+BACK_S = 10.0  # between two steps back
+DOWN, UP = 0.2, 0.1  # of the highest setting
+
+
+def used(workflows: Mapping[str, WorkflowSignals]) -> tuple[float, str] | None:
+    """The largest part of any objective that its workflow's 95th percentile takes up, and whose it is; None where
+    nothing that is asked for was seen yet.
+
+    What the gate held is patience, and not the engine's time: it is taken off the first token and its objective.
+    """
+    found: list[tuple[float, str]] = []
+    for name, one in workflows.items():
+        asked, held_s = one.objective, min(one.wait_p95_s or 0.0, one.objective.patience_s)
+        for what, seen_s, most_s in (
+            ("first token", _less(one.ttft_p95_s, held_s), _less(asked.ttft_p95_s, held_s)),
+            ("next tokens", one.itl_p95_s, asked.itl_p95_s),
+            ("runs", one.run_p95_s, asked.run_p95_s),
+        ):
+            if seen_s is not None and most_s is not None:
+                found.append((seen_s / most_s if most_s > 0 else float("inf"), f"{what} of {name}"))
+    return max(found, default=None)
+
+
+def _less(seconds: float | None, held_s: float) -> float | None:
+    return None if seconds is None else max(0.0, seconds - held_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Trimmed:
+    """A knob's setting as a part of its highest, and when it was changed last."""
+
+    part: float = 1.0
+    since: float = float("-inf")
+
+    @classmethod
+    def of(cls, state: Any) -> "Trimmed":
+        return cls(*state) if state else cls()
+
+    def state(self) -> list[float]:
+        return [self.part, self.since]
+
+    def step(self, now: float, used_part: float, least: float) -> "Trimmed":
+        """Down as far as there is room if times grew with the square of it (queues grow with them), `DOWN` at once; up
+        by `UP`."""
+        if used_part > USED_MOST:
+            return Trimmed(min(1.0, self.part + UP), now) if self.part < 1 and now - self.since >= BACK_S else self
+        if used_part < USED_LITTLE and self.part > least and now - self.since >= SETTLE_S:
+            return Trimmed(max(least, self.part - DOWN, self.part * sqrt(used_part / USED_MOST)), now)
+        return self

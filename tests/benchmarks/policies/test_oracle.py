@@ -1,0 +1,76 @@
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.policies.bars import is_reached
+from benchmarks.policies.front import best_at
+from benchmarks.policies.oracle import Oracle, Setting, converged, later, savings
+from benchmarks.policies.trial import Trial
+
+DEFAULT = Trial(
+    joules=1000.0,
+    early_j=100.0,
+    tokens=1000,
+    early_tokens=100,
+    ended=100.0,
+    idle_w=1.0,
+    runs=10,
+    requests=10,
+    run_s=1.0,
+    request_s=1.0,
+    wait_p95_s=0.0,
+    late={"ttft": 0.0, "run": 0.1},
+    held_at=None,
+)
+
+
+def test_savings_are_of_the_same_work_and_the_same_time() -> None:
+    slow = replace(DEFAULT, joules=905.0, ended=105.0)
+    assert savings([DEFAULT], [slow]) == [pytest.approx(1 - 905 / 1005)]
+    shifted = replace(DEFAULT, joules=1000.0, early_j=50.0, early_tokens=50)
+    assert converged([DEFAULT], [shifted]) == [pytest.approx(0.0)], "what was put off is counted later"
+
+
+def test_what_is_later_is_the_worst_kind() -> None:
+    worse = replace(DEFAULT, late={"ttft": 0.02, "run": 0.05})
+    assert later([DEFAULT, DEFAULT], [worse, DEFAULT]) == pytest.approx(0.01)
+
+
+def oracle(best: Setting, late: Setting | None = None) -> Oracle:
+    """Joules fall towards one best setting; one setting misses objectives."""
+
+    def measure(setting: Setting, seed: int) -> Trial:
+        join, to = min(setting.join, 2.0), min(best.join, 2.0)
+        off = abs(setting.hold - best.hold) + abs(join - to) + abs(setting.limit - best.limit) / 100
+        off += abs(setting.clock - best.clock)
+        missed = {"ttft": 0.5, "run": 0.1} if setting == late else DEFAULT.late
+        return replace(DEFAULT, joules=700.0 + 100 * off + seed, late=missed)
+
+    return Oracle(measure, [replace(DEFAULT, joules=1000.0 + seed) for seed in range(3)])
+
+
+def test_it_finds_the_best_setting_from_coarse_to_fine() -> None:
+    assert oracle(Setting(1.0, 0.35)).of_gate() == Setting(1.0, 0.35)
+    assert oracle(Setting(5 / 6, 0.35)).of_gate().hold == pytest.approx(5 / 6)
+    assert oracle(Setting(1.0, 0.35, limit=64)).of_gate() == Setting(1.0, 0.35, limit=64)
+    assert oracle(Setting(1.0, 0.35, clock=0.7)).with_clock(Setting(1.0, 0.35)) == Setting(1.0, 0.35, clock=0.7)
+
+
+def test_what_misses_objectives_is_no_answer() -> None:
+    best = Setting(1.0, 0.35)
+    assert oracle(best, late=best).of_gate() not in (best, Setting())
+
+
+def test_the_default_may_be_the_answer() -> None:
+    assert oracle(Setting()).of_gate() == Setting()
+
+
+def test_nine_tenths_count_where_there_is_something_to_reach() -> None:
+    assert is_reached(0.091, 0.1) and not is_reached(0.089, 0.1)
+    assert is_reached(-0.005, 0.015) and not is_reached(-0.02, 0.015)
+
+
+def test_the_front_is_of_those_that_no_other_beats() -> None:
+    points = [(1.0, 0.0), (2.0, 0.2), (2.5, 0.1), (3.0, 0.3)]
+    assert best_at(points, 2.5) == pytest.approx(0.25)
+    assert best_at(points, 0.5) == 0.0 and best_at(points, 9.0) == 0.3

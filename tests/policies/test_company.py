@@ -1,0 +1,153 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from policies.company import Company
+from policies.interface import Decision, EngineSignals, Objective, Signals, WorkflowSignals
+
+Search = Callable[..., WorkflowSignals]
+Make = Callable[..., Signals]
+
+
+HELD = [3.0, 0.5, 0.0]
+
+
+def decide(signals: Signals, state: Any = None) -> Decision:
+    decision, kept = Company().decide(signals, state)
+    assert json.loads(json.dumps(kept)) == kept and decision.reason
+    assert {name for name, (hold_s, *_) in kept.items() if hold_s} >= decision.release.keys()
+    assert not (decision.engine_in_flight or decision.power_limit_w or decision.sm_clock_mhz or decision.max_tokens)
+    return decision
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.7, 2.0, 6.0, 100.0])
+def test_without_patience_nothing_is_held(signals: Make, search: Search, rate: float) -> None:
+    assert not decide(signals(search=search(rate, 0.0))).release
+
+
+@pytest.mark.parametrize(("rate", "together"), [(0.7, 3.1), (2.0, 7.0), (6.0, 19.0)])
+def test_who_can_wait_is_held_for_all_its_patience(signals: Make, search: Search, rate: float, together: float) -> None:
+    rule = decide(signals(search=search(rate, 3.0))).release["search"]
+    assert rule.hold_s == 3.0
+    assert rule.join_part == pytest.approx(1 / together + 0.15, rel=0.01)
+
+
+# What was saved on the H200 (`coalesce.csv`): of all joules, idle included.
+@pytest.mark.parametrize(("rate", "served_s", "saved"), [(0.7, 0.77, 0.24), (2.0, 0.85, 0.38), (6.0, 1.1, 0.30)])
+def test_what_it_expects_to_save_is_what_was_measured(
+    signals: Make, search: Search, rate: float, served_s: float, saved: float
+) -> None:
+    reason = decide(signals(search=search(rate, 3.0, served_s, sharing=0.987))).reason
+    expected = float(reason.rpartition("about ")[2].rstrip("%")) / 100
+    assert expected == pytest.approx(saved, abs=0.07)
+
+
+def test_near_saturation_batches_would_run_into_one_another_and_nothing_is_held(signals: Make, search: Search) -> None:
+    assert not decide(signals(search=search(6.0, 3.0, served_s=20.0))).release
+
+
+def test_who_is_alone_anyway_is_not_held(signals: Make, search: Search) -> None:
+    assert not decide(signals(search=search(0.02, 3.0))).release
+    assert decide(signals(search=search(0.02, 60.0))).release
+
+
+def test_what_is_held_does_not_change_with_every_second(signals: Make, search: Search) -> None:
+    barely = next(
+        rate / 1000
+        for rate in range(1, 1000)
+        if not decide(signals(search=search(rate / 1000, 1.0)), {"search": HELD}).reason.startswith("let go")
+    )
+    between = signals(search=search(barely * 1.2, 1.0))
+    assert not decide(between).release
+    assert decide(between, {"search": HELD}).reason.startswith("held")
+
+
+def test_chains_are_let_go_bit_by_bit(signals: Make, search: Search) -> None:
+    """And taken up again so; what nobody asked for is given up at once."""
+    slow = search(2.0, objective=Objective(3.0, itl_p95_s=0.02), itl_p95_s=0.021)
+    state: Any = {"search": HELD}
+    held: list[float] = []
+    for _ in range(60):
+        decision, state = Company().decide(signals(search=slow), state)
+        held.append(decision.release["search"].hold_s if decision.release else 0.0)
+    assert held[0] == pytest.approx(2.7) and held[1] == pytest.approx(2.43) and held[-1] == 0
+    decision, state = Company().decide(signals(search=replace(slow, itl_p95_s=0.01)), state)
+    assert 0 < decision.release["search"].hold_s < 0.2
+    assert not Company().decide(signals(search=search(2.0, 0.0)), {"search": HELD})[0].release
+
+
+def test_objectives_are_kept_at_the_peak_of_the_rate(signals: Make, search: Search) -> None:
+    asked = Objective(patience_s=3.0, itl_p95_s=0.016)
+
+    def hold_s(rate: float, state: Any = None) -> tuple[float, Any]:
+        seen = search(rate, served_s=0.3, objective=asked, prompt_tokens=1000.0)
+        decision, state = Company().decide(signals(long=seen), state)
+        return decision.release["long"].hold_s, state
+
+    crowd_s, state = hold_s(40.0)
+    assert hold_s(10.0, state)[0] == pytest.approx(crowd_s, rel=0.05) and hold_s(10.0)[0] > 2 * crowd_s
+
+
+def test_the_objective_for_the_first_token_bounds_what_is_held(signals: Make, search: Search) -> None:
+    asked = Objective(patience_s=3.0, ttft_p95_s=2.0)
+    seen = search(2.0, objective=asked, ttft_p95_s=1.8, wait_p95_s=1.4)
+    assert decide(signals(search=seen)).release["search"].hold_s == pytest.approx(0.95 * 2.0 - 0.4, rel=1e-4)
+    assert not decide(signals(search=replace(seen, ttft_p95_s=2.5, wait_p95_s=0.4))).release
+
+
+def test_prompts_that_are_computed_together_delay_each_other(signals: Make, search: Search) -> None:
+    """Each of 1000 tokens takes 25 ms; 30 come in each second."""
+    asked, tokens = Objective(patience_s=3.0, ttft_p95_s=3.0), 1000.0
+    long = search(30.0, served_s=0.3, objective=asked, prompt_tokens=tokens)
+    hold_s = decide(signals(long=long)).release["long"].hold_s
+    most = 1 + 30 * hold_s
+    assert hold_s + 0.025 * (most + 2 * most**0.5) == pytest.approx(0.95 * 3.0, rel=1e-4)
+    slow = replace(long, objective=Objective(patience_s=3.0, itl_p95_s=0.016))
+    hold_s = decide(signals(long=slow)).release["long"].hold_s
+    most = 1 + 30 * hold_s
+    assert 1.5 * 0.0046 + 0.025 * (most + 2 * most**0.5) / 150 == pytest.approx(0.9 * 0.016, rel=1e-4)
+    chain = decide(signals(long=replace(slow, depth=20.0))).release["long"].hold_s
+    assert chain == pytest.approx(hold_s - 0.3, rel=1e-3), "those of a chain come back together"
+
+
+def test_in_chains_less_joins_the_busier_the_engine_is(signals: Make, search: Search) -> None:
+    for rate, part in ((0.02, 0.5), (20.0, 0.32)):
+        chain = search(rate, 120.0 if rate < 1 else 3.0, depth=5.0)
+        assert decide(signals(search=chain)).release["search"].join_part == pytest.approx(part, abs=0.01)
+        assert decide(signals(search=replace(chain, depth=1.0))).release["search"].join_part != pytest.approx(part)
+
+
+def test_without_prices_it_refuses(signals: Make, search: Search) -> None:
+    decision = decide(signals(None, search=search(2.0, 3.0)))
+    assert not decision.release and "not known" in decision.reason
+
+
+def test_the_impatient_are_not_held_and_leave_less_to_save(signals: Make, search: Search) -> None:
+    assert set(decide(signals(search=search(2.0, 3.0), coding=search(0.1))).release) == {"search"}
+    assert not decide(signals(search=search(2.0, 3.0), coding=search(6.0))).release, "the engine is busy anyway"
+
+
+def test_beside_the_impatient_no_more_are_in_flight_than_there_often_were(signals: Make, search: Search) -> None:
+    alone, beside = signals(search=search(1.5, 3.0)), signals(search=search(1.5, 3.0), chat=search(1.5))
+    assert decide(alone).in_flight == {}
+    assert decide(beside).in_flight == {"search": 4}, "1.2 on average, and twice the root of it"
+    assert decide(replace(beside, workflows={**beside.workflows, "chat": search(0.0)})).in_flight == {}
+
+
+def test_the_first_that_is_due_takes_the_others_along(signals: Make, search: Search) -> None:
+    alone = decide(signals(slow=search(2.0, 30.0))).release["slow"]
+    beside = decide(signals(slow=search(2.0, 30.0), search=search(1.0, 3.0))).release
+    assert beside["slow"].hold_s == 30.0 and beside["search"].hold_s == 3.0
+    assert beside["slow"].join_part > alone.join_part, "smaller batches: joining is a larger share of one of its own"
+
+
+def test_on_two_engines_each_has_half_of_the_company(signals: Make, search: Search) -> None:
+    one = signals(search=search(2.0, 3.0))
+    two = replace(one, engines={**one.engines, "e2": one.engines["e1"]})
+    half = signals(search=search(1.0, 3.0))
+    assert decide(two).release == decide(half).release
+    down = replace(one, engines={**one.engines, "e2": EngineSignals(up=False)})
+    assert decide(down).release == decide(one).release

@@ -1,0 +1,45 @@
+import pytest
+
+from policies.interface import Objective, WorkflowSignals
+from policies.room import BACK_S, DOWN, SETTLE_S, UP, Trimmed, used
+
+
+def test_the_most_pressed_objective_counts() -> None:
+    asked = Objective(ttft_p95_s=2.0, itl_p95_s=0.05, run_p95_s=20.0)
+    seen = {
+        "a": WorkflowSignals(asked, ttft_p95_s=1.0, itl_p95_s=0.02, run_p95_s=12.0),
+        "b": WorkflowSignals(asked, ttft_p95_s=1.4),
+        "c": WorkflowSignals(ttft_p95_s=99.0),
+    }
+    assert used(seen) == (pytest.approx(0.7), "first token of b")
+    assert used({"c": seen["c"], "d": WorkflowSignals(asked)}) is None
+
+
+def test_what_the_gate_held_is_not_the_engines_time() -> None:
+    held = WorkflowSignals(Objective(patience_s=3.0, ttft_p95_s=4.0), ttft_p95_s=3.2, wait_p95_s=3.0)
+    assert used({"a": held}) == (pytest.approx(0.2), "first token of a")
+    queued = WorkflowSignals(Objective(patience_s=0.0, ttft_p95_s=4.0), ttft_p95_s=3.2, wait_p95_s=3.0)
+    assert used({"a": queued}) == (pytest.approx(0.8), "first token of a")
+
+
+def test_it_goes_down_where_there_is_room_and_no_further_than_that() -> None:
+    full = Trimmed()
+    assert full.step(0.0, 0.1, least=0.6) == Trimmed(1 - DOWN, 0.0), "a step at most"
+    assert full.step(0.0, 0.76, least=0.6).part == pytest.approx((0.76 / 0.95) ** 0.5)
+    assert full.step(0.0, 0.85, least=0.6) == full, "too little room to try"
+    low = Trimmed(0.65, 0.0)
+    assert low.step(SETTLE_S - 1, 0.1, 0.6) == low, "what the last step did is not seen yet"
+    assert low.step(SETTLE_S, 0.1, 0.6) == Trimmed(0.6, SETTLE_S)
+    assert Trimmed(0.6, 0.0).step(1000.0, 0.1, 0.6) == Trimmed(0.6, 0.0)
+
+
+def test_it_goes_back_up_within_seconds_where_there_is_none() -> None:
+    low = Trimmed(0.6, 0.0)
+    assert low.step(BACK_S - 1, 1.2, 0.6) == low
+    assert low.step(BACK_S, 1.2, 0.6) == Trimmed(0.6 + UP, BACK_S)
+    assert Trimmed(0.95, 0.0).step(BACK_S, 1.2, 0.6).part == 1.0
+    assert Trimmed().step(99.0, 1.2, 0.6) == Trimmed()
+
+
+def test_its_state_is_plain() -> None:
+    assert Trimmed.of(Trimmed(0.7, 12.0).state()) == Trimmed(0.7, 12.0) and Trimmed.of(None) == Trimmed()

@@ -1,0 +1,92 @@
+"""Policies that set clocks and caps."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from policies.clocks import Clocks
+from policies.hierarchical import Hierarchical
+from policies.interface import Decision, DeviceSignals, Objective, Policy, Signals, WorkflowSignals
+from policies.load import load_policy
+from policies.paper import Paper
+from policies.powercap import PowerCap
+from policies.room import BACK_S, SETTLE_S
+
+Search = Callable[..., WorkflowSignals]
+Make = Callable[..., Signals]
+GPU = "h1/gpu:0"
+CAPABLE = DeviceSignals(power_limit_range_w=(200.0, 700.0), sm_clock_range_mhz=(345.0, 1980.0))
+ASKED = Objective(patience_s=3.0, itl_p95_s=0.02)
+
+
+def run(policy: Policy, signals: Signals, seconds: int, state: Any = None) -> tuple[list[Decision], Any]:
+    decisions = []
+    for second in range(seconds):
+        decision, state = policy.decide(replace(signals, now=signals.now + second), state)
+        state = json.loads(json.dumps(state))
+        decisions.append(decision)
+    return decisions, state
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("clocks", Clocks), ("powercap", PowerCap), ("hierarchical", Hierarchical), ("paper", Paper)]
+)
+@pytest.mark.usefixtures("registered")
+def test_they_are_found_by_name(name: str, kind: type) -> None:
+    assert isinstance(load_policy(name, {}), kind)
+    with pytest.raises(ValueError, match="unknown option 'leats'"):
+        load_policy(name, {"leats": 0.5})
+
+
+@pytest.mark.parametrize("policy", [Clocks(least=0.7), PowerCap(least=0.7), Hierarchical(least=0.7)])
+def test_with_room_it_goes_down_to_the_least_and_without_back_up(policy: Policy, signals: Make, search: Search) -> None:
+    calm = signals(devices=CAPABLE, search=search(2.0, objective=ASKED, itl_p95_s=0.005))
+    decisions, state = run(policy, calm, 3 * int(SETTLE_S))
+    last = decisions[-1]
+    knob = last.power_limit_w if isinstance(policy, PowerCap) else last.sm_clock_mhz
+    assert knob == {GPU: pytest.approx(0.7 * (700 if isinstance(policy, PowerCap) else 1980))}
+    late = replace(calm, now=calm.now + 500, workflows={"search": search(2.0, objective=ASKED, itl_p95_s=0.03)})
+    decisions, _ = run(policy, late, 4 * int(BACK_S), state)
+    assert not decisions[-1].sm_clock_mhz and not decisions[-1].power_limit_w
+
+
+@pytest.mark.parametrize("policy", [Clocks(), PowerCap(), Hierarchical()])
+def test_without_an_objective_or_a_range_no_setting_is_touched(policy: Policy, signals: Make, search: Search) -> None:
+    aimless = signals(devices=CAPABLE, search=search(2.0, 3.0, itl_p95_s=0.005))
+    unable = signals(search=search(2.0, objective=ASKED, itl_p95_s=0.005))
+    for seen in (aimless, unable):
+        decisions, _ = run(policy, seen, 100)
+        assert not any(decision.sm_clock_mhz or decision.power_limit_w for decision in decisions)
+        assert decisions[-1].reason
+
+
+def test_hierarchical_lets_the_gate_settle_first(signals: Make, search: Search) -> None:
+    calm = signals(devices=CAPABLE, search=search(2.0, objective=ASKED, itl_p95_s=0.005))
+    decisions, _ = run(Hierarchical(), calm, 100)
+    assert decisions[0].release and not decisions[int(SETTLE_S) - 1].sm_clock_mhz
+    assert all(decision.release for decision in decisions) and decisions[-1].sm_clock_mhz
+
+
+def test_hierarchical_takes_the_cap_where_clocks_cannot_be_set(signals: Make, search: Search) -> None:
+    capped = replace(CAPABLE, sm_clock_range_mhz=None)
+    calm = signals(devices=capped, search=search(2.0, objective=ASKED, itl_p95_s=0.005))
+    decisions, _ = run(Hierarchical(), calm, 100)
+    assert decisions[-1].power_limit_w == {GPU: pytest.approx(420.0)} and not decisions[-1].sm_clock_mhz
+    decisions, _ = run(Hierarchical(trim="none"), calm, 100)
+    assert not decisions[-1].power_limit_w and decisions[-1].release
+
+
+def test_on_a_slower_clock_prompts_of_a_batch_take_longer(signals: Make, search: Search) -> None:
+    long = search(30.0, served_s=0.3, objective=Objective(3.0, itl_p95_s=0.016), prompt_tokens=1000.0, itl_p95_s=0.004)
+    decisions, _ = run(Hierarchical(), signals(devices=CAPABLE, long=long), 150)
+    assert decisions[-1].release["long"].hold_s < decisions[0].release["long"].hold_s
+
+
+def test_the_paper_caps_and_narrows_by_name(signals: Make, search: Search) -> None:
+    decision, state = Paper().decide(signals(devices=CAPABLE, search=search(2.0)), None)
+    assert decision.in_flight["summarize"] == 1 and decision.in_flight["search"] == 8 and state is None
+    assert decision.power_limit_w == {GPU: 560.0} and decision.release["coding"].group == "step"
+    assert decision.release["coding"].hold_s == 0
