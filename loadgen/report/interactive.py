@@ -84,10 +84,7 @@ def _line(line: Line, index: int) -> list[dict[str, Any]]:
         "customdata": halves,
         "hovertemplate": "%{x}: %{y:.4g} ± %{customdata:.2g}<extra>%{fullData.name}</extra>",
         "mode": "lines+markers",
-        "line": {
-            "color": colour,
-            "dash": "dash" if line.axis == "right" else ("solid", "dot")[index // len(COLOURS) % 2],
-        },
+        "line": {"color": colour, "dash": dash},
         "marker": {"symbol": SYMBOLS[index % len(SYMBOLS)], "size": 8},
     }
     if not line.crosses:
