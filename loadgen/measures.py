@@ -6,7 +6,7 @@ counted in each other (arXiv 2604.09611, section 4.3). Machine-wide joules over 
 stood idle, are the third figure that both can be held against.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +43,8 @@ MEASURES = {
     "dram_joules_per_run": Measure("DRAM joules of a run (attributed)", "J"),
     "joules_on_path": Measure("joules of a run on its critical path", "J"),
     "joules_off_path": Measure("joules of a run beside its critical path", "J"),
+    "passed_share": Measure("share of runs that pass the check", "", False),
+    "joules_per_passed_run": Measure("joules of all runs for each that passes the check", "J"),
     "machine_joules": Measure("joules of the machine over the window", "J"),
     "power_w": Measure("mean power of the machine", "W"),
     "gpu_busy_share": Measure("share of time that the GPU was busy", "", None),
@@ -52,6 +54,21 @@ MEASURES = {
     "tokens_counted": Measure("output tokens counted", "", None),
 }
 
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a run must keep to if it is to be of use to its user; None: whatever it is. A failed run never is."""
+
+    latency_s: float | None = None
+    ttft_s: float | None = None  # of each of its requests
+
+    def passes(self, run: RunRecord, requests: Sequence[RequestRecord]) -> bool:
+        if run.outcome != "ok" or (self.latency_s is not None and run.latency_s > self.latency_s):
+            return False
+        waits_s = [request.ttft_s for request in requests]
+        return self.ttft_s is None or all(wait_s is not None and wait_s <= self.ttft_s for wait_s in waits_s)
+
+
 # The same figure by the paper's accounting and by ours.
 ACCOUNTS = {
     "joules_per_token_paper": "joules_per_token",
@@ -60,7 +77,9 @@ ACCOUNTS = {
 }
 
 
-def measures(result: Result, window: Window = "whole", stream: int | None = None) -> dict[str, float | None]:
+def measures(
+    result: Result, window: Window = "whole", stream: int | None = None, check: Check | None = None
+) -> dict[str, float | None]:
     """Every measure of a result; null where nobody can know it.
 
     Over its `whole` length, or over its `steady` window: the runs and requests that ended in it. With `stream`, of
@@ -79,7 +98,13 @@ def measures(result: Result, window: Window = "whole", stream: int | None = None
     own_j = _sum(request.energy.joules if request.energy else None for request in requests)
     intervals_j = [counters.between(run.intended_s, run.ended_s) for run in runs]
     paper_j, run_tokens = _sum(intervals_j), _sum(run.output_tokens for run in runs)
-    paths = _paths(runs, result.requests)
+    by_run: dict[str, list[RequestRecord]] = {}
+    for request in result.requests:
+        by_run.setdefault(request.run, []).append(request)
+    paths = _paths(runs, by_run)
+    ended = [run for run in result.runs if begin_s <= run.ended_s <= end_s and stream in (None, run.stream)]
+    passed = [run for run in ended if (check or Check()).passes(run, by_run.get(run.run, ()))]
+    all_j = _sum(run.energy.joules if run.energy else None for run in ended)
     busy = [one.busy_share for one in result.samples if one.busy_share is not None and begin_s <= one.at_s <= end_s]
     found: dict[str, float | None] = {
         "latency_s": _mean(run.latency_s for run in runs),
@@ -94,6 +119,8 @@ def measures(result: Result, window: Window = "whole", stream: int | None = None
         "joules_per_token_machine": _ratio(machine_j, tokens),
         "joules_on_path": _mean(on for on, _ in paths),
         "joules_off_path": _mean(off for _, off in paths),
+        "passed_share": len(passed) / len(ended) if ended else None,
+        "joules_per_passed_run": _ratio(all_j, len(passed)),
         "machine_joules": machine_j,
         "power_w": _ratio(machine_j, end_s - begin_s),
         "gpu_busy_share": _mean(busy),
@@ -138,15 +165,13 @@ class Counters:
         return sum(float(np.subtract(*np.interp(ends, at_s, energy_j)[::-1])) for at_s, energy_j in self._series)
 
 
-def _paths(runs: Sequence[RunRecord], requests: Iterable[RequestRecord]) -> list[tuple[float | None, float | None]]:
+def _paths(
+    runs: Iterable[RunRecord], by_run: Mapping[str, Sequence[RequestRecord]]
+) -> list[tuple[float | None, float | None]]:
     """Joules on and off the critical path of each run."""
-    by_run: dict[str, list[RequestRecord]] = {run.run: [] for run in runs}
-    for request in requests:
-        if request.run in by_run:
-            by_run[request.run].append(request)
     found: list[tuple[float | None, float | None]] = []
     for run in runs:
-        on = _sum(one.energy.joules if one.energy else None for one in critical_path(by_run[run.run]))
+        on = _sum(one.energy.joules if one.energy else None for one in critical_path(by_run.get(run.run, ())))
         whole = run.energy.joules if run.energy else None
         found.append((on, None if on is None or whole is None else max(0.0, whole - on)))
     return found

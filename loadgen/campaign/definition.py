@@ -135,6 +135,13 @@ class Analysis(_Strict):
         return self
 
 
+class Passing(_Strict):
+    """What a run must keep to if it is to count as passed: seconds of the run, and to the first token of each call."""
+
+    latency_s: Annotated[float, Field(gt=0)] | None = None
+    ttft_s: Annotated[float, Field(gt=0)] | None = None
+
+
 class Quick(_Strict):
     """What a look of a minute takes in the campaign's place."""
 
@@ -156,6 +163,7 @@ class Campaign(_Strict):
     settle_s: Annotated[float, Field(ge=0)] = 0.0  # between two trials on a real machine
     window: Window = "whole"
     interval: Method = "t"
+    check: Passing = Passing()
     fixed: Mapping[str, Value] = Field(default_factory=dict)
     unsaid: tuple[str, ...] = ()
     workloads: Mapping[str, WorkloadSpec] = Field(default_factory=dict)
@@ -251,5 +259,5 @@ def _builtin() -> Any:
     return resources.files("loadgen.campaign").joinpath("builtin")
 
 
-_MODELS = (Campaign, Sweep, Panel, Analysis, Expect, WorkloadSpec, Quick)
+_MODELS = (Campaign, Sweep, Panel, Analysis, Expect, WorkloadSpec, Passing, Quick)
 _KEYS = {key for model in _MODELS for key in model.model_fields}

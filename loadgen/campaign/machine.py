@@ -3,6 +3,7 @@
     url: http://127.0.0.1:8080            # a gateway, or an engine (which knows no joules)
     exact: true                           # prompts as token ids, answers as long as they may be
     is: {gpu: h200, model: llama-2-7b}    # in the place of what the campaign fixes
+    about: {vllm: 0.26.0, driver: "580"}  # what else the methods section should say of it
     turn:
       - knobs: [in_flight]
         command: sed -i "s/in_flight:.*/in_flight: $JOULEGATE_IN_FLIGHT/" gateway.yaml && kill -HUP $(cat gateway.pid)
@@ -61,6 +62,7 @@ class Machine(_Strict):
     exact: bool = False
     body: Mapping[str, Any] = Field(default_factory=dict)
     facts: Mapping[str, Value] = Field(default_factory=dict, alias="is")
+    about: Mapping[str, Value] = Field(default_factory=dict)
     turn: tuple[Turn, ...] = ()
 
     @property
@@ -139,7 +141,7 @@ class OverHttp:
         except AnswerError as error:
             raise CampaignError(f"{machine.url} does not serve: {error}") from None
         agreement = Agreement.of(result, before, books.read())
-        facts = {**result.load.facts, "books": agreement.said() if agreement else None}
+        facts = {**result.load.facts, "books": agreement.said() if agreement else None, "machine": dict(machine.about)}
         return replace(result, load=replace(result.load, facts=facts))
 
     def _turn(self, cell: Cell) -> None:

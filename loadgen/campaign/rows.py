@@ -16,7 +16,7 @@ from loadgen.campaign.faults import CampaignError
 from loadgen.campaign.folder import Refusal
 from loadgen.campaign.grid import Trial
 from loadgen.campaign.knobs import KNOBS, Value
-from loadgen.measures import MEASURES, Window, measures
+from loadgen.measures import MEASURES, Check, Window, measures
 from loadgen.record import Result, sum_energy
 
 FIXED = ("cell", "workload", "of", "repeat", "status", "reason", "driver", "quality")
@@ -42,7 +42,7 @@ class Row:
         return self.status == "ok"
 
 
-def rows_of(trial: Trial, outcome: Result | Refusal, window: Window) -> list[Row]:
+def rows_of(trial: Trial, outcome: Result | Refusal, window: Window, check: Check | None = None) -> list[Row]:
     """The rows of a trial: of the cell, and of each workload in a cell of several."""
     cell, settings = trial.cell, dict(trial.cell.settings)
     if isinstance(outcome, Refusal):
@@ -54,7 +54,7 @@ def rows_of(trial: Trial, outcome: Result | Refusal, window: Window) -> list[Row
     quality = energy.quality if energy else ""
 
     def row(of: str, stream: int | None) -> Row:
-        found = measures(outcome, window, stream)
+        found = measures(outcome, window, stream, check)
         return Row(cell.key, cell.workload, of, trial.repeat, status, reason, load.driver, quality, settings, found)
 
     parts = cell.parts if len(cell.parts) > 1 else ()

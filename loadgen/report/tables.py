@@ -14,6 +14,7 @@ from loadgen.campaign.grid import Trial, trials
 from loadgen.campaign.rows import Row, rows_of
 from loadgen.campaign.rows import write as write_rows
 from loadgen.critical_path import critical_path
+from loadgen.measures import Check
 from loadgen.record import RequestRecord, Result, RunRecord
 from loadgen.report.figures import Seen
 
@@ -60,7 +61,8 @@ def write_all(campaign: Campaign, folder: Folder) -> tuple[Read, list[Path]]:
             outcome = folder.read(trial)
             if outcome is None:
                 continue
-            read.rows += rows_of(trial, outcome, campaign.window)
+            check = Check(campaign.check.latency_s, campaign.check.ttft_s)
+            read.rows += rows_of(trial, outcome, campaign.window, check)
             if not isinstance(outcome, Refusal):
                 writers[0].writerows(_runs(trial, outcome))
                 writers[1].writerows(_requests(trial, outcome))

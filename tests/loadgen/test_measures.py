@@ -4,7 +4,7 @@ import pytest
 
 from loadgen.arrivals import Closed
 from loadgen.coding import Coding
-from loadgen.measures import ACCOUNTS, MEASURES, Counters, generating_s, measures
+from loadgen.measures import ACCOUNTS, MEASURES, Check, Counters, generating_s, measures
 from loadgen.record import Energy, LoadRecord, RequestRecord, Result, Sample, of_run
 from loadgen.request import Request
 from loadgen.schedule import Load, Stream
@@ -84,6 +84,8 @@ def test_the_figures_of_a_load(result: Result) -> None:
         "dram_joules_per_run": None,
         "joules_on_path": 400.0,
         "joules_off_path": 0.0,
+        "passed_share": 1.0,
+        "joules_per_passed_run": 400.0,
         "machine_joules": 1600.0,
         "power_w": 100.0,
         "gpu_busy_share": 0.9,
@@ -93,6 +95,19 @@ def test_the_figures_of_a_load(result: Result) -> None:
         "tokens_counted": 30.0,
     }
     assert found == {name: value if value is None else pytest.approx(value) for name, value in expected.items()}
+
+
+def test_joules_for_each_run_that_passes_a_check_count_those_that_do_not(result: Result) -> None:
+    def found(check: Check, result: Result = result) -> list[float | None]:
+        figures = measures(result, check=check)
+        return [figures["passed_share"], figures["joules_per_passed_run"]]
+
+    assert found(Check(latency_s=10.0, ttft_s=1.0)) == [1.0, 400.0]
+    assert found(Check(latency_s=9.9)) == found(Check(ttft_s=0.9)) == [0.0, None]
+    assert found(Check(), replace(result, runs=(replace(result.runs[0], outcome="failed"), result.runs[1]))) == [
+        0.5,
+        800.0,
+    ]
 
 
 def test_the_steady_window_counts_what_ended_in_it(result: Result) -> None:

@@ -9,6 +9,7 @@ from loadgen.campaign.folder import Refusal
 from loadgen.campaign.grid import Trial, cells
 from loadgen.campaign.rows import Row, read, rows_of, write
 from loadgen.campaign.trial import virtually
+from loadgen.measures import Check
 
 
 def test_rows_come_back_as_they_were(campaign: Campaign, tmp_path: Path) -> None:
@@ -35,6 +36,15 @@ def test_an_invalid_trial_says_why(campaign: Campaign) -> None:
     late = replace(result, load=replace(result.load, valid=False, reasons=("requests were sent 90 ms late",)))
     (row,) = rows_of(trial, late, "whole")
     assert (row.status, row.reason, row.ok) == ("invalid", "requests were sent 90 ms late", False)
+
+
+def test_the_campaigns_check_is_that_of_its_runs(campaign: Campaign) -> None:
+    trial = Trial(cells(campaign)[0], 1)
+    result = virtually(campaign, trial)
+    slowest_s = max(run.latency_s for run in result.runs)
+    for latency_s, low, high in ((slowest_s, 1.0, 1.0), (0.99 * slowest_s, 0.0, 0.9)):
+        (row,) = rows_of(trial, result, "whole", Check(latency_s=latency_s))
+        assert low <= (row.measures["passed_share"] or 0.0) <= high
 
 
 def test_what_is_no_table_of_a_campaign_is_refused(tmp_path: Path) -> None:
