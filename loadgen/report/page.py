@@ -136,6 +136,8 @@ def _accounts(campaign: Campaign, rows: Sequence[Row]) -> str:
     found: list[list[str]] = []
     for panel in campaign.panels:
         for one in accounts(campaign, panel, rows):
+            if {one.paper.verdict, one.ours.verdict} == {"not seen"}:
+                continue
             changed = "<span class='differs'>yes</span>" if one.changes else "no"
             found.append(
                 [
@@ -155,7 +157,7 @@ def _accounts(campaign: Campaign, rows: Sequence[Row]) -> str:
 def _sentences(campaign: Campaign, panel: Panel, rows: Sequence[Row]) -> str:
     said = [
         f"<li>{escape(series)}, {escape(MEASURES[measure].title)}: {escape(sentence(points, measure))}</li>"
-        for measure in panel.measures
+        for measure in panel.measures or ("gpu_busy_share", "gpu_busy_share_peak")  # what is shown over time
         for series, points in lines(campaign, panel, rows, measure).items()
     ]
     return f"<ul>{''.join(said)}</ul>" if said else ""

@@ -50,6 +50,8 @@ def test_a_report_opens_with_what_was_claimed_and_seen_and_needs_nothing_beside_
     assert "vllm falls throughout: <span class='agrees'>agrees</span>" in body
     assert "vllm: emulated; parrot: not possible: the emulator has no engine &#x27;parrot&#x27;" in body
     assert "below parrot throughout: <span class='not'>not seen</span>" in body
+    assert "vllm, share of time that the GPU was busy: " in body
+    assert body.count("<td>no</td>") == 1  # both accountings of the one claim that could be judged
     assert "4 cells" in body and "random order" in body and "Student" in body and "4 not possible" in body
     assert body.count("Plotly.newPlot") == 2  # nothing of the third can be drawn
     assert {file.name for file in files} >= {"trials.csv", "runs.csv", "requests.csv", "1.png", "1.svg", "2.png"}
