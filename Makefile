@@ -98,6 +98,9 @@ bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, besi
 bench-ledger: $(VENV)/.dev  ## what a ledger with a million runs costs to ask, to write and to thin out
 	@$(BIN)/python -m benchmarks.ledger $(BENCH)
 
+bench-loadgen: $(VENV)/.dev  ## how many requests a second the load generator sends in time, on one core (two minutes)
+	@$(BIN)/python -m benchmarks.loadgen $(BENCH)
+
 bench-cancel: $(VENV)/.dev  ## how soon an engine stops working for a client that is gone
 	@$(BIN)/python -m benchmarks.cancel
 

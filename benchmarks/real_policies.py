@@ -140,6 +140,7 @@ class Bench:
 
     async def trial(self, trial: Trial) -> dict[str, Any]:
         await self.take(trial.rule)
+        await asyncio.sleep(1.5)  # the gateway takes a rule within a second
         began, before_j = time.perf_counter(), self.counter_j()
         latency_s: dict[str, list[float]] = {workflow: [] for workflow in trial.rates}
         ttft_s: dict[str, list[float]] = {workflow: [] for workflow in trial.rates}

@@ -220,6 +220,7 @@ def _locust(
     assert spec and spec.submodule_search_locations
     file = Path(spec.submodule_search_locations[0]) / "locustfile.py"
     command = [sys.executable, "-m", "locust", "-f", str(file), "--headless", "--host", gateway.url, "--only-summary"]
+    command.append("--no-joules")  # they are asked for at the end, all at once
     command += ["--exit-code-on-error", "1", "--csv", str(folder / name), *options]
     with (folder / f"{name}.log").open("wb") as log:
         process = processes.start(command, log)

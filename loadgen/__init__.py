@@ -1,1 +1,1 @@
-"""Load: the workloads of the paper, as Locust users."""
+"""Load: the workloads of the paper and yours, one schedule, and two drivers: HTTP and virtual time."""

@@ -1,30 +1,44 @@
-"""Reading an answer of an OpenAI chat endpoint, whole or line by line as it streams. No I/O here."""
+"""Reading an answer of an OpenAI endpoint, whole or as it streams: text, and the usage at its end. No I/O here."""
 
-import json
+from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 
 class AnswerError(Exception):
     """An answer that is an error, or no answer at all; the message is one line."""
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens by the engine's own count; null where it does not say."""
+
+    prompt: int | None = None
+    cached: int | None = None
+    output: int | None = None
+
+
 class StreamedAnswer:
-    """The text of a chat completion that arrives as server-sent events."""
+    """The text of a completion, of a chat or of plain text, that arrives as server-sent events."""
 
     def __init__(self) -> None:
-        self.text = ""
+        self.pieces: list[str] = []  # every event that brought text
+        self.usage = Usage()
         self.done = False
+        self._rest = b""
 
-    def feed(self, line: bytes) -> None:
-        """Take one line of the stream. Raises AnswerError for an error event and for what is not a chat chunk."""
-        field, _, value = line.strip().partition(b":")
-        if field != b"data":  # blank lines, comments and other fields
-            return
-        if value.strip() == b"[DONE]":
-            self.done = True
-            return
-        for choice in _choices(_parse(value)):
-            self.text += (choice.get("delta") or {}).get("content") or ""
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def feed(self, data: bytes) -> None:
+        """Take what has come, whole lines or not. Raises AnswerError for an error event and for what is no chunk."""
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        for line in lines:
+            if line.startswith(b"data:"):  # blank lines, comments and other fields say nothing
+                self._take(line[5:].strip())
 
     def close(self) -> str:
         """The whole text. Raises AnswerError when the stream was cut."""
@@ -32,13 +46,26 @@ class StreamedAnswer:
             raise AnswerError("the stream ended without [DONE]")
         return self.text
 
+    def _take(self, value: bytes) -> None:
+        if value == b"[DONE]":
+            self.done = True
+            return
+        chunk = _parse(value)
+        for choice in _choices(chunk):
+            if text := choice.get("text") or (choice.get("delta") or {}).get("content"):
+                self.pieces.append(text)
+        if usage := chunk.get("usage"):
+            self.usage = _usage(usage)
 
-def whole_answer(body: bytes) -> str:
-    """The text of a chat completion sent in one piece. Raises AnswerError for anything else."""
-    choices = _choices(_parse(body))
+
+def whole_answer(body: bytes) -> tuple[str, Usage]:
+    """The text of a completion sent in one piece. Raises AnswerError for anything else."""
+    parsed = _parse(body)
+    choices = _choices(parsed)
     if not choices:
-        raise AnswerError("a chat completion without choices")
-    return (choices[0].get("message") or {}).get("content") or ""
+        raise AnswerError("a completion without choices")
+    text = choices[0].get("text") or (choices[0].get("message") or {}).get("content") or ""
+    return text, _usage(parsed.get("usage") or {})
 
 
 def refusal(status: int, body: bytes) -> AnswerError:
@@ -60,7 +87,7 @@ def model_ids(body: bytes) -> list[str]:
 
 def _parse(body: bytes) -> dict[str, Any]:
     try:
-        parsed = json.loads(body)
+        parsed = orjson.loads(body)
     except ValueError:
         raise AnswerError(f"not JSON: {body[:80]!r}") from None
     if not isinstance(parsed, dict):
@@ -73,3 +100,8 @@ def _choices(parsed: dict[str, Any]) -> list[dict[str, Any]]:
         message = error.get("message") if isinstance(error, dict) else error
         raise AnswerError(str(message or "an error without a message").splitlines()[0])
     return parsed.get("choices") or []
+
+
+def _usage(fields: dict[str, Any]) -> Usage:
+    details = fields.get("prompt_tokens_details") or {}
+    return Usage(fields.get("prompt_tokens"), details.get("cached_tokens"), fields.get("completion_tokens"))

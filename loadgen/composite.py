@@ -11,7 +11,10 @@ from loadgen.workload import Run
 
 @dataclass(frozen=True)
 class Composite:
-    """A run is one document summarized while one search session goes on beside it; steps keep the parts apart."""
+    """A run is one document summarized while one search session goes on beside it; steps keep the parts apart.
+
+    The lengths that are knobs are those of both parts.
+    """
 
     name: ClassVar[str] = "composite"
 
@@ -26,5 +29,9 @@ class Composite:
     def small(cls) -> Self:
         return cls(Summarize.small(), Search.small())
 
-    def plan(self, rng: Random) -> Run:
+    def sized(self, input_tokens: int | None = None, output_tokens: int | None = None) -> Self:
+        lengths = (input_tokens, output_tokens)
+        return type(self)(self.summarize.sized(*lengths), self.search.sized(*lengths))
+
+    def plan(self, rng: Random, number: int = 0) -> Run:
         return Run(self.name, (*self.summarize.plan(rng).calls, *self.search.plan(rng).calls))

@@ -59,12 +59,32 @@ def document(index: int, length_tokens: int) -> list[str]:
     taken: list[str] = []
     length = 0
     for paragraph in _endless(names[index % len(names)], rng):
-        for sentence in re.split(r"(?<=[.?!])\s+", paragraph):
+        for sentence in sentences(paragraph):
             if length + len(sentence) > limit:
                 return taken
             taken.append(sentence)
             length += len(sentence) + 1
     raise AssertionError("unreachable: paragraphs never end")
+
+
+def passage(rng: Random, length_tokens: int) -> str:
+    """Sentences of all documents as they come by chance, `length_tokens` long, hardly ever twice the same."""
+    every = _every_sentence()
+    limit, taken, length = length_tokens * CHARS_PER_TOKEN, [], -1
+    while length < limit:
+        taken.append(rng.choice(every))
+        length += len(taken[-1]) + 1
+    return clip(" ".join(taken), length_tokens)
+
+
+@cache
+def _every_sentence() -> tuple[str, ...]:
+    paragraphs = (part for name in document_names() for part in read(f"documents/{name}").split("\n\n")[1:])
+    return tuple(sentence for part in paragraphs for sentence in sentences(" ".join(part.split())))
+
+
+def sentences(text: str) -> list[str]:
+    return re.split(r"(?<=[.?!])\s+", text)
 
 
 def _endless(first: str, rng: Random) -> Iterator[str]:
@@ -77,11 +97,11 @@ def _endless(first: str, rng: Random) -> Iterator[str]:
         yield from rng.sample(everything, len(everything))
 
 
-def chunks(sentences: list[str], chunk_tokens: int) -> list[str]:
+def chunks(whole: list[str], chunk_tokens: int) -> list[str]:
     """Whole sentences packed into chunks of at most `chunk_tokens`; a longer sentence is clipped to one chunk."""
     limit = chunk_tokens * CHARS_PER_TOKEN
     packed: list[str] = []
-    for sentence in sentences:
+    for sentence in whole:
         piece = clip(sentence, chunk_tokens)
         if packed and len(packed[-1]) + 1 + len(piece) <= limit:
             packed[-1] = f"{packed[-1]} {piece}"

@@ -1,284 +1,298 @@
 """Locust users that run the workloads: `locust -f loadgen/locustfile.py --host http://127.0.0.1:8080`.
 
-One user works on one run after the other, closed-loop: each call goes out as soon as the answers that it waits for are
-there. In Locust's statistics `POST summarize/chunk` is one call from first byte out to last byte in, `ttft` the time to
-its first text, and `WORKFLOW summarize` a whole run. (The `Aggregated` line mixes the three; do not read it.) A run
-that the end of the test cuts off counts as neither done nor failed; those of its calls that were answered do count.
+One user works on one run after the other, closed-loop, or with `--arrivals poisson:2` runs begin when they are due,
+however many users there are. What is measured and recorded is what `loadgen.http` does without Locust.
+
+In Locust's statistics `POST summarize/chunk` is one call from its intended start to its last byte, `ttft` the time to
+its first text, `itl` the mean time between two tokens and `tokens` how many there were; `WORKFLOW summarize` is a whole
+run and `joules` what the gateway says it cost, some seconds later. (Locust shows them all under ms, and its
+`Aggregated` line mixes them; do not read it.) A run that the end of the test cuts off is neither done nor failed.
 """
 
-import json
 import logging
-from dataclasses import dataclass
-from importlib.metadata import entry_points
+from dataclasses import replace
 from os import environ
+from pathlib import Path
 from time import perf_counter
 from typing import Any
-from uuid import uuid4
 
 import gevent
-from gevent.lock import Semaphore
-from gevent.pool import Group
-from gevent.queue import Queue
-from locust import FastHttpUser, events, task
-from locust.contrib.fasthttp import FAILURE_EXCEPTIONS, ResponseContextManager
+from locust import User, events, task
 from locust.env import Environment
 from locust.exception import StopUser
-from locust.runners import MasterRunner, WorkerRunner
+from locust.runners import MasterRunner, Runner, WorkerRunner
 
-from loadgen.answer import AnswerError, StreamedAnswer, model_ids, refusal, whole_answer
-from loadgen.schedule import Schedule
-from loadgen.workload import Dispatch, Execution, Run, Workload, tags
+from loadgen import catalog
+from loadgen.answer import AnswerError
+from loadgen.arrivals import Arrivals, Closed, parse
+from loadgen.client import Target
+from loadgen.http import PAUSE_AFTER_FAILURE_S, Drive, Listeners
+from loadgen.merge import merge
+from loadgen.record import RequestRecord, Result, RunRecord, as_bytes, of_bytes, write
+from loadgen.replay import Replay
+from loadgen.schedule import Load, Schedule, Stream
 
 log = logging.getLogger(__name__)
 
-REGISTERED = {entry.name: entry for entry in sorted(entry_points(group="joulegate.workloads"))}
-if not REGISTERED:
-    raise SystemExit("no workload is registered: install joulegate first, for instance with `pip install -e .`")
+try:
+    REGISTERED = tuple(catalog.registered())
+except catalog.CatalogError as error:
+    raise SystemExit(str(error)) from None
 KEY_VARIABLE = "JOULEGATE_KEY"  # read when needed, not as an option's default, which the web page would show
-TEMPERATURE, TOP_P = 0.7, 1.0  # the paper's
-PAUSE_AFTER_FAILURE_S = 1.0  # a gateway that is down must not be hammered
+HOST = "http://127.0.0.1:8080"
+DONE, RESULT = "joulegate_done", "joulegate_result"  # what a worker tells its master
+FINISH = "joulegate_finish"  # what a master tells its workers
+GATHER_S = 60.0
 
-
-@dataclass
-class Test:
-    """What the users of one test share."""
-
-    schedule: Schedule
-    model: str
-    complete: int = 0
-    failed: int = 0
-    cut: int = 0
-    ending: bool = False
-
-
-current: Test | None = None
-model_lookup = Semaphore()
+drive: Drive | None = None  # of this process's test; a master has none
+results: list[Result | None] = []  # that a master got; None of a worker whose test could not begin
+done: set[str] = set()  # workers that have nothing left to do
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    parser.add_argument(
+    def add(name: str, default: Any, help: str, **more: Any) -> None:
+        kind = {} if isinstance(default, bool) else {"type": type(default)}
+        parser.add_argument(name, default=default, help=help, **kind, **more)
+
+    add(
         "--workload",
+        "all",
+        "what to run; 'all' takes the paper's four in turn, run by run",
         choices=[*REGISTERED, "all"],
-        default="all",
-        help="what to run; 'all' takes the registered workloads in turn, run by run",
     )
-    parser.add_argument("--size", choices=["small", "paper"], default="small", help="small for a CPU, paper for a GPU")
-    parser.add_argument("--model", default="", help="model to ask for; by default the first that /v1/models lists")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed plans the same runs")
-    parser.add_argument(
-        "--max-runs",
-        type=int,
-        default=0,
-        help="end after this many runs over all users of this process; 0 or less: no limit",
-    )
-    parser.add_argument("--run-name", default="", help="workflow name to tag runs with, instead of the workload's own")
-    parser.add_argument(
-        "--api-key", default="", is_secret=True, help=f"key of the gateway; also read from ${KEY_VARIABLE}"
-    )
-    parser.add_argument("--no-stream", action="store_true", help="ask for whole answers instead of streams")
+    add("--size", "small", "small for a CPU, paper for a GPU", choices=list(catalog.SIZES))
+    add("--set", "", "fields of the workload, such as: queries=4-8 texts=my-queries.txt")
+    add("--input-tokens", 0, "length of what the workload calls its input; 0: its own")
+    add("--output-tokens", 0, "most tokens of an answer; 0: the workload's own")
+    add("--arrivals", "closed", "closed: each user a run at a time; poisson:RATE, constant:RATE, trace:FILE; recorded")
+    add("--think", 0.0, "seconds between two runs of a closed user")
+    add("--max-runs", 0, "end after this many runs, over all users and workers; 0 or less: no limit")
+    add("--seed", 0, "the same seed plans the same runs")
+    add("--model", "", "model to ask for; by default the first that /v1/models lists")
+    exact = "prompts as token ids of exact lengths, answers as long as they may be"
+    add("--exact-lengths", False, exact, action="store_true")
+    add("--cache-salt", "", "vLLM's cache_salt of every request: what another salt brought is not found in its cache")
+    add("--run-name", "", "workflow name to tag runs with, instead of the workload's own")
+    add("--api-key", "", f"key of the gateway; also read from ${KEY_VARIABLE}", is_secret=True)
+    add("--no-stream", False, "ask for whole answers instead of streams", action="store_true")
+    add("--no-joules", False, "do not ask the gateway what runs cost", action="store_true")
+    add("--record", "", "file for the records of the load, as JSON lines (see loadgen/record.py)")
+
+
+@events.init.add_listener
+def listen(environment: Environment, runner: Runner, **_: Any) -> None:
+    def take(environment: Environment, msg: Any) -> None:
+        record = msg.data["record"]
+        results.append(of_bytes(record) if record else None)
+
+    if isinstance(runner, MasterRunner):
+        runner.register_message(DONE, lambda environment, msg: worker_is_done(environment, msg.node_id))
+        runner.register_message(RESULT, take)
+    elif isinstance(runner, WorkerRunner):
+        runner.register_message(FINISH, lambda environment, msg: runner.stop(), concurrent=True)
 
 
 @events.test_start.add_listener
 def begin(environment: Environment, **_: Any) -> None:
-    global current
+    global drive
+    drive = None
+    results.clear()
+    done.clear()
     options, runner = environment.parsed_options, environment.runner
-    assert options is not None
-    if isinstance(runner, MasterRunner):  # has no users of its own
+    assert options is not None and runner is not None
+    if isinstance(runner, MasterRunner):
+        # Every option goes to the workers, these too: one of n workers has every n-th run.
+        options.sharers = [client.id for client in runner.clients.ready]
+        options.all_users = users = runner.target_user_count or 0
+        if users < len(options.sharers):
+            fail(environment, f"{len(options.sharers)} workers need as many users, there are {users}")
         return
-    # Workers must not all plan the same runs: an engine would find the prompts of one in the cache of the other.
-    seed = f"{options.seed} worker {runner.worker_index}" if isinstance(runner, WorkerRunner) else options.seed
-    names = list(REGISTERED) if options.workload == "all" else [options.workload]
-    workloads: list[Workload] = [getattr(REGISTERED[name].load(), options.size)() for name in names]
-    current = Test(Schedule(workloads, seed, max(0, options.max_runs)), options.model)
+    if not isinstance(runner, WorkerRunner):
+        options.sharers, options.all_users = [""], runner.target_user_count
+    try:
+        load = load_of(options)
+        sharers: list[str] = options.sharers
+        worker = sharers.index(runner.client_id) if isinstance(runner, WorkerRunner) else 0
+        schedule = Schedule(load, worker, len(sharers))
+        begun = Drive(schedule, target_of(environment), listeners_of(environment), whole=bool(options.record))
+        begun.begin(joules=not options.no_joules)
+    except AnswerError as error:
+        fail(environment, f"{environment.host or HOST}: {error}; start the gateway, or give --model")
+        return
+    except ValueError as error:
+        fail(environment, str(error))
+        return
+    drive = begun
+
+
+@events.test_stopping.add_listener
+def gather(environment: Environment, **_: Any) -> None:
+    """Before a master ends its workers, which it does without waiting for what they have to say."""
+    runner = environment.runner
+    if isinstance(runner, MasterRunner):
+        runner.send_message(FINISH)
+        until = perf_counter() + GATHER_S
+        while len(results) < runner.worker_count and perf_counter() < until:
+            gevent.sleep(0.05)
 
 
 @events.test_stop.add_listener
-def summarize_test(environment: Environment, **_: Any) -> None:
-    if current is not None:
-        log.info("%d runs complete, %d failed, %d cut off", current.complete, current.failed, current.cut)
+def end(environment: Environment, **_: Any) -> None:
+    options, runner = environment.parsed_options, environment.runner
+    assert options is not None
+    if isinstance(runner, MasterRunner):
+        if known := [result for result in results if result is not None]:
+            tell(merge(known), options.record)
+        return
+    result = None if drive is None else drive.finish()
+    if drive is not None:
+        outcomes = drive.outcomes
+        log.info("%d runs complete, %d failed, %d cut off", outcomes["ok"], outcomes["failed"], outcomes["cut"])
+    if isinstance(runner, WorkerRunner):
+        runner.send_message(RESULT, {"record": as_bytes(result) if result else b""})
+    elif result:
+        tell(result, options.record)
 
 
-class WorkflowUser(FastHttpUser):
-    host = "http://127.0.0.1:8080"
-    network_timeout = 600.0  # a request may queue for minutes before its first byte
-    concurrency = 64  # parallel calls of one run
+class WorkflowUser(User):
+    """Works on runs until there are none left."""
+
+    host = HOST
+    conducted: Drive | None = None  # of the user who begins the runs of open arrivals
 
     def on_start(self) -> None:
-        assert current is not None and self.environment.parsed_options is not None
-        self.test = current
-        self.options = self.environment.parsed_options
-        key = self.options.api_key or environ.get(KEY_VARIABLE)
-        self.authorization = {"Authorization": f"Bearer {key}"} if key else {}
-
-    def first_model(self) -> str:
-        """The first model that the gateway lists. Ends the test when there is none."""
-        with self.client.get("/v1/models", headers=self.authorization, catch_response=True) as response:
-            try:
-                if models := model_ids(body_of(response)):
-                    return models[0]
-                raise AnswerError("no model is listed")
-            except AnswerError as error:
-                response.failure(error)
-                log.error("%s/v1/models: %s; start the gateway, or give --model", self.host, error)
-        self.end_test()
-        raise StopUser
+        self.free_s = 0.0 if drive is None else drive.now()
 
     @task
-    def run_one(self) -> None:
-        with model_lookup:
-            if self.test.ending:
-                raise StopUser
-            self.test.model = self.test.model or self.first_model()
-        run = self.test.schedule.next_run()
-        if run is None:
+    def work(self) -> None:
+        if drive is None:  # the test could not begin
             raise StopUser
-        workflow = self.options.run_name or run.workflow
-        started = perf_counter()
-        error: Exception | None = None
-        size = 0
-        try:
-            size = self.carry_out(run, workflow)
-            self.test.complete += 1
-        except Exception as failure:  # a fault of ours too must count as a run, or --max-runs would never be reached
-            error = failure
-            self.test.failed += 1
-            log.warning("%s failed: %s", workflow, error, exc_info=not isinstance(error, AnswerError))
-        except gevent.GreenletExit:
-            self.test.cut += 1
-            raise
-        self.environment.events.request.fire(
-            request_type="WORKFLOW",
-            name=workflow,
-            response_time=(perf_counter() - started) * 1000,
-            response_length=size,
-            exception=error,
+        arrivals = drive.schedule.load.streams[0].arrivals
+        if isinstance(arrivals, Closed):
+            self.run_one(drive, arrivals.think_s)
+        else:
+            self.conduct(drive)
+
+    def run_one(self, drive: Drive, think_s: float) -> None:
+        gevent.sleep(max(0.0, self.free_s - drive.now()))
+        start = drive.schedule.take(0, self.free_s)
+        if start is None:
+            drive.runs_out()
+            raise StopUser
+        run = drive.carry_out(start)
+        self.free_s = run.ended_s + (think_s if run.outcome == "ok" else PAUSE_AFTER_FAILURE_S)
+        if drive.outcomes.total() == drive.schedule.runs(0):
+            end_test(self.environment)
+
+    def conduct(self, drive: Drive) -> None:
+        """One user of a process begins all of its runs; the others are there because Locust wants users."""
+        if WorkflowUser.conducted is drive:
+            gevent.sleep(3600)
+            return
+        WorkflowUser.conducted = drive
+        drive.all_streams()
+        end_test(self.environment)
+        raise StopUser
+
+
+def load_of(options: Any) -> Load:
+    """What the options ask for. Raises ValueError."""
+    names = catalog.FOUR if options.workload == "all" else (options.workload,)
+    lengths = (options.input_tokens or None, options.output_tokens or None)
+    chosen = catalog.chosen_fields(options.set)
+    workloads = tuple(catalog.workload(name, options.size, chosen, *lengths) for name in names)
+    arrivals: Arrivals
+    if options.arrivals == "closed":
+        arrivals = Closed(options.all_users, options.think)
+    elif options.arrivals == "recorded" and isinstance(workloads[0], Replay):
+        arrivals = workloads[0].arrivals()
+    else:
+        arrivals = parse(options.arrivals)
+        if isinstance(arrivals, Closed):
+            raise ValueError("closed users are Locust's own: --users 16 --arrivals closed")
+    return Load((Stream(workloads, arrivals, options.max_runs if options.max_runs > 0 else None),), options.seed)
+
+
+def target_of(environment: Environment) -> Target:
+    options = environment.parsed_options
+    assert options is not None
+    return Target(
+        url=environment.host or HOST,
+        model=options.model,
+        key=options.api_key or environ.get(KEY_VARIABLE),
+        stream=not options.no_stream,
+        exact=options.exact_lengths,
+        run_name=options.run_name,
+        cache_salt=options.cache_salt or None,
+    )
+
+
+def listeners_of(environment: Environment) -> Listeners:
+    """Everything that happens as Locust's statistics."""
+
+    def fire(kind: str, name: str, value: float, length: int = 0, error: str | None = None) -> None:
+        environment.events.request.fire(
+            request_type=kind,
+            name=name,
+            response_time=value,
+            response_length=length,
+            exception=None if error is None else AnswerError(error),
             context={},
         )
-        if self.test.schedule.exhausted_by(self.test.complete + self.test.failed):
-            self.end_test()
-        elif error:
-            gevent.sleep(PAUSE_AFTER_FAILURE_S)
 
-    def carry_out(self, run: Run, workflow: str) -> int:
-        """Send every call of a run, in parallel where the plan allows it, and return the length of all answers.
-
-        Raises AnswerError at the first call that fails; those still in flight are dropped then.
-        """
-        run_id = f"{workflow}-{uuid4().hex}"
-        execution = Execution(run)
-        answers: Queue[tuple[str, str | Exception]] = Queue()
-        calls = Group()
-        try:
-            while not execution.done:
-                for dispatch in execution.take_ready():
-                    calls.spawn(self.call, dispatch, tags(run_id, workflow, dispatch), execution, answers)
-                node, answer = answers.get()
-                if isinstance(answer, Exception):
-                    raise answer
-                execution.answer(node, answer)
-        finally:
-            calls.kill()
-        return sum(len(text) for text in execution.outputs.values())
-
-    def call(
-        self,
-        dispatch: Dispatch,
-        headers: dict[str, str],
-        execution: Execution,
-        answers: "Queue[tuple[str, str | Exception]]",
-    ) -> None:
-        try:
-            answers.put((dispatch.call.node, self.ask(dispatch, headers, execution)))
-        except Exception as error:  # whatever it is, the run's own greenlet has to see it, or it would wait for ever
-            answers.put((dispatch.call.node, error))
-
-    def ask(self, dispatch: Dispatch, headers: dict[str, str], execution: Execution) -> str:
-        """Send one call and return its answer. Raises AnswerError."""
-        call = dispatch.call
-        name = f"{headers['X-Workflow-Name']}/{call.step}"
-        stream = not self.options.no_stream
-        body = {
-            "model": self.test.model,
-            "messages": call.messages(execution.outputs),
-            "max_tokens": call.max_tokens,
-            "temperature": TEMPERATURE,
-            "top_p": TOP_P,
-            "stream": stream,
-        }
-        headers = {
-            **headers,
-            **self.authorization,
-            "Content-Type": "application/json",
-            "Accept-Encoding": "identity",
-            "Connection": "close",  # servers drop idle connections after seconds, and a POST that meets this is lost
-        }
-        started = perf_counter()
-        with self.client.post(
-            "/v1/chat/completions",
-            data=json.dumps(body),
-            name=name,
-            headers=headers,
-            stream=True,
-            catch_response=True,
-        ) as response:
-            try:
-                text = self.read_stream(response, name, started) if stream else whole_answer(body_of(response))
-                response.success()
-            except AnswerError as error:
-                response.failure(error)
-                raise
-            finally:
-                response.request_meta["response_time"] = (perf_counter() - started) * 1000
-            response.request_meta["response_length"] = len(text)
-            return text
-
-    def read_stream(self, response: ResponseContextManager, name: str, started: float) -> str:
-        if response.status_code != 200:
-            body_of(response)
-        answer = StreamedAnswer()
-        first = True
-        while not answer.done and (line := line_of(response)):
-            answer.feed(line)
-            if first and answer.text:
-                first = False
-                self.environment.events.request.fire(
-                    request_type="ttft",
-                    name=name,
-                    response_time=(perf_counter() - started) * 1000,
-                    response_length=0,
-                    exception=None,
-                    context={},
-                )
-        text = answer.close()
-        body_of(response)  # to its end, so that the connection is let go
-        return text
-
-    def end_test(self) -> None:
-        """Stop the test, and the process where there is no web page to look at afterwards."""
-        self.test.ending = True
-        runner = self.environment.runner
-        if runner is None or isinstance(runner, WorkerRunner):  # a worker's test is the master's to end
+    def request(one: RequestRecord) -> None:
+        name = f"{one.workflow}/{one.step}"
+        if one.outcome == "cut":
             return
-        gevent.spawn(runner.stop if self.environment.web_ui else runner.quit)
+        fire("POST", name, one.latency_s * 1e3, one.output_tokens or 0, one.error)
+        if one.error is not None:
+            return
+        if one.ttft_s is not None:
+            fire("ttft", name, one.ttft_s * 1e3)
+        if one.mean_gap_s is not None:
+            fire("itl", name, one.mean_gap_s * 1e3)
+        if one.output_tokens is not None:
+            fire("tokens", name, one.output_tokens)
+
+    def run(one: RunRecord) -> None:
+        if one.outcome != "cut":
+            error = None if one.outcome == "ok" else "one of its calls failed"
+            fire("WORKFLOW", one.workflow, one.latency_s * 1e3, one.output_tokens or 0, error)
+
+    def joules(workflow: str, joules: float) -> None:
+        fire("joules", workflow, joules)
+
+    return Listeners(request, run, joules)
 
 
-def line_of(response: ResponseContextManager) -> bytes:
-    """The next line as it comes, or nothing at the end. Raises AnswerError when the connection breaks."""
-    try:
-        return response.stream.readline(b"\n")
-    except FAILURE_EXCEPTIONS as error:
-        raise AnswerError(f"the connection broke: {error or type(error).__name__}") from None
+def tell(result: Result, file: str) -> None:
+    load = result.load
+    if load.start_delay_p99_s is not None:
+        log.info("requests were sent %.1f ms late (p99)", load.start_delay_p99_s * 1e3)
+    for reason in load.reasons:
+        log.error("this load is not valid: %s", reason)
+    if file:
+        write(Path(file), replace(result, load=replace(load, driver="locust")))
 
 
-def body_of(response: ResponseContextManager) -> bytes:
-    """What is left of a reply. Raises AnswerError for no reply, for one that breaks off and for an error status."""
-    if response.status_code == 0:
-        raise AnswerError(f"no reply: {getattr(response, 'error', None) or 'connection failed'}")
-    try:
-        body = response.content or b""
-    except FAILURE_EXCEPTIONS as error:
-        raise AnswerError(f"the connection broke: {error or type(error).__name__}") from None
-    if response.status_code != 200:
-        raise refusal(response.status_code, body)
-    return body
+def fail(environment: Environment, why: str) -> None:
+    log.error(why)
+    environment.process_exit_code = 1
+    end_test(environment)
+
+
+def end_test(environment: Environment) -> None:
+    """Stop the test, and the process where there is no web page to look at afterwards. A worker asks its master to."""
+    runner = environment.runner
+    if isinstance(runner, WorkerRunner):
+        runner.send_message(DONE)
+    elif runner is not None:
+        gevent.spawn(runner.stop if environment.web_ui else runner.quit)
+
+
+def worker_is_done(environment: Environment, worker: str) -> None:
+    done.add(worker)
+    runner = environment.runner
+    if isinstance(runner, MasterRunner) and len(done) >= runner.worker_count:
+        end_test(environment)

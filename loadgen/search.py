@@ -1,12 +1,14 @@
 """LLM-powered search: a long static system prompt before every query, and queries that do not need each other."""
 
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, replace
+from functools import cache
 from random import Random
 from typing import ClassVar, Self
 
 from loadgen import corpus
-from loadgen.workload import Call, Message, Outputs, Run
+from loadgen.own import texts_of
+from loadgen.prompt import Piece
+from loadgen.workload import Call, Run
 
 PARTS = ("role", "safety", "domains", "examples")
 
@@ -17,7 +19,8 @@ class Search:
 
     A run is one person's session: a number of different queries drawn from `queries`, `in_flight` of them at a time (at
     one, the next query is asked when the last is answered), each answer at most `output_tokens`. The system prompt is
-    about `system_tokens` long and the same in every call of every run.
+    `system_tokens` long and the same in every call of every run: it is the input whose length is a knob. `texts` is a
+    file of other queries (`loadgen.own`).
     """
 
     name: ClassVar[str] = "search"
@@ -26,13 +29,17 @@ class Search:
     output_tokens: int = 800
     queries: tuple[int, int] = (2, 8)
     in_flight: int = 1
+    texts: str = ""
 
     def __post_init__(self) -> None:
         low, high = self.queries
-        if not 1 <= low <= high <= len(all_queries()):
-            raise ValueError(f"queries must be a range within 1-{len(all_queries())}, got {low}-{high}")
+        most = len(self._asked())
+        if not 1 <= low <= high <= most:
+            raise ValueError(f"queries must be a range within 1-{most}, got {low}-{high}")
         if self.in_flight < 1:
             raise ValueError(f"in_flight must be at least 1, got {self.in_flight}")
+        if self.output_tokens < 1:
+            raise ValueError(f"output_tokens must be at least 1, got {self.output_tokens}")
         system_prompt(self.system_tokens)
 
     @classmethod
@@ -43,26 +50,33 @@ class Search:
     def small(cls) -> Self:
         return cls(system_tokens=250, output_tokens=32, queries=(2, 4))
 
-    def plan(self, rng: Random) -> Run:
+    def sized(self, input_tokens: int | None = None, output_tokens: int | None = None) -> Self:
+        return replace(
+            self,
+            system_tokens=self.system_tokens if input_tokens is None else input_tokens,
+            output_tokens=self.output_tokens if output_tokens is None else output_tokens,
+        )
+
+    def plan(self, rng: Random, number: int = 0) -> Run:
         return Run(self.name, tuple(self.session(rng)))
 
     def session(self, rng: Random) -> list[Call]:
         """The calls of one session."""
-        asked = rng.sample(all_queries(), rng.randint(*self.queries))
+        asked = rng.sample(self._asked(), rng.randint(*self.queries))
+        system = Piece(system_prompt(self.system_tokens), self.system_tokens, role="system")
         return [
             Call(
                 node=f"query-{number}",
                 step="query",
                 max_tokens=self.output_tokens,
-                messages=partial(_prompt, query, self.system_tokens),
+                prompt=(system, Piece(query)),
                 after=(f"query-{number - self.in_flight}",) if number > self.in_flight else (),
             )
             for number, query in enumerate(asked, start=1)
         ]
 
-
-def _prompt(query: str, system_tokens: int, _outputs: Outputs) -> list[Message]:
-    return [{"role": "system", "content": system_prompt(system_tokens)}, {"role": "user", "content": query}]
+    def _asked(self) -> tuple[str, ...]:
+        return texts_of(self.texts) if self.texts else all_queries()
 
 
 @cache

@@ -1,12 +1,13 @@
 """Document chain summarization: each call refines the running summary with the next chunk of one long document."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from random import Random
 from typing import ClassVar, Self
 
 from loadgen import corpus
-from loadgen.workload import Call, Message, Outputs, Run
+from loadgen.own import texts_of
+from loadgen.prompt import Piece
+from loadgen.workload import Call, Run
 
 INSTRUCTION = "You summarize long documents part by part. Answer with the summary alone, in plain sentences."
 
@@ -18,7 +19,9 @@ class Summarize:
     A run reads one of `documents` documents, cut at a length drawn from `document_tokens`, in chunks of at most
     `chunk_tokens`: a call a chunk, each answer at most `output_tokens`. The paper's third question (ten documents of
     more than 36,000 tokens) is `replace(Summarize.paper(), document_tokens=(42_000, 44_000))`, enough for tokenizers
-    that make fewer tokens of a text, with chunks of 500-2000 and outputs of 25-100.
+    that make fewer tokens of a text, with chunks of 500-2000 and outputs of 25-100. The input whose length is a knob is
+    the chunk. `texts` is a file or folder of other documents (`loadgen.own`), cut but never made longer; `documents`
+    then says how many of them are read.
     """
 
     name: ClassVar[str] = "summarize"
@@ -27,6 +30,7 @@ class Summarize:
     output_tokens: int = 50
     document_tokens: tuple[int, int] = (1_900, 39_000)
     documents: int = 10
+    texts: str = ""
 
     def __post_init__(self) -> None:
         low, high = self.document_tokens
@@ -34,6 +38,9 @@ class Summarize:
             raise ValueError(
                 f"document_tokens must be a range from at least one chunk ({self.chunk_tokens}), got {low}-{high}"
             )
+
+        if self.documents < 1 or self.output_tokens < 1:
+            raise ValueError("documents and output_tokens must be at least 1")
 
     @classmethod
     def paper(cls) -> Self:
@@ -43,34 +50,49 @@ class Summarize:
     def small(cls) -> Self:
         return cls(chunk_tokens=120, output_tokens=24, document_tokens=(320, 400))
 
-    def plan(self, rng: Random) -> Run:
-        sentences = corpus.document(rng.randrange(self.documents), rng.randint(*self.document_tokens))
-        return Run(self.name, tuple(chain(corpus.chunks(sentences, self.chunk_tokens), self.output_tokens)))
+    def sized(self, input_tokens: int | None = None, output_tokens: int | None = None) -> Self:
+        return replace(
+            self,
+            chunk_tokens=self.chunk_tokens if input_tokens is None else input_tokens,
+            output_tokens=self.output_tokens if output_tokens is None else output_tokens,
+        )
 
+    def plan(self, rng: Random, number: int = 0) -> Run:
+        index, length_tokens = rng.randrange(self.documents), rng.randint(*self.document_tokens)
+        if self.texts:
+            texts = texts_of(self.texts)
+            sentences = corpus.sentences(corpus.clip(texts[index % len(texts)], length_tokens))
+        else:
+            sentences = corpus.document(index, length_tokens)
+        return Run(self.name, tuple(self.chain(corpus.chunks(sentences, self.chunk_tokens))))
 
-def chain(chunks: list[str], output_tokens: int) -> list[Call]:
-    """One call a chunk, each with the answer of the one before it as the summary so far."""
-    calls: list[Call] = []
-    for number, chunk in enumerate(chunks, start=1):
-        previous = calls[-1].node if calls else None
-        calls.append(
-            Call(
-                node=f"chunk-{number}",
-                step="chunk",
-                max_tokens=output_tokens,
-                messages=partial(_prompt, chunk, previous),
-                parents=(previous,) if previous else (),
+    def chain(self, chunks: list[str]) -> list[Call]:
+        """One call a chunk, each with the answer of the one before it as the summary so far."""
+        calls: list[Call] = []
+        for number, chunk in enumerate(chunks, start=1):
+            previous = calls[-1].node if calls else None
+            # Chunks end with a sentence, so a little before their length; only the last one is meant to be shorter.
+            length = self.chunk_tokens if number < len(chunks) else corpus.tokens(chunk)
+            part = Piece(chunk, length)
+            calls.append(
+                Call(
+                    node=f"chunk-{number}",
+                    step="chunk",
+                    max_tokens=self.output_tokens,
+                    prompt=(Piece(INSTRUCTION, role="system"), *_request(part, previous, self.output_tokens)),
+                    parents=(previous,) if previous else (),
+                )
             )
-        )
-    return calls
+        return calls
 
 
-def _prompt(chunk: str, previous: str | None, outputs: Outputs) -> list[Message]:
+def _request(part: Piece, previous: str | None, summary_tokens: int) -> tuple[Piece, ...]:
     if previous is None:
-        request = f"Summarize this first part of a document.\n\n{chunk}\n\nSummary:"
-    else:
-        request = (
-            f"Summary so far:\n{outputs[previous].strip()}\n\nNext part:\n{chunk}\n\n"
-            "Rewrite the summary so that it also covers what matters in the next part.\n\nSummary:"
-        )
-    return [{"role": "system", "content": INSTRUCTION}, {"role": "user", "content": request}]
+        return Piece("Summarize this first part of a document.\n\n"), part, Piece("\n\nSummary:")
+    return (
+        Piece("Summary so far:\n"),
+        Piece(tokens=summary_tokens, answer_of=previous),
+        Piece("\n\nNext part:\n"),
+        part,
+        Piece("\n\nRewrite the summary so that it also covers what matters in the next part.\n\nSummary:"),
+    )

@@ -1,7 +1,7 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import islice, takewhile
 from typing import Any
 
 from proxy.energy.apportion import apportion
@@ -112,16 +112,21 @@ class _View:
         self.attempts = sorted(engine.attempts, key=lambda progress: progress.dispatched)
         self.running_since = next((p.dispatched for p in self.attempts if p.ended is None), None)
         self._token_s: float | None = None
+        self._times: tuple[list[float], list[float]] | None = None  # of starts, of ends, each in order
 
     def steps(self, t0: float, t1: float) -> float:
         if self._token_s is None:
             self._token_s = self.engine.pace.token_s(self.attempts, self.engine.seen, self.engine.prices)
         return self.engine.pace.expected(t0, t1, self._token_s)
 
-    def spans(self, t0: float, t1: float) -> bool:
-        """Whether one of the attempts was in flight from `t0` to `t1`."""
-        began = takewhile(lambda progress: progress.dispatched <= t0, self.attempts)
-        return any(progress.ended is None or progress.ended >= t1 for progress in began)
+    def together(self, t0: float, t1: float) -> int:
+        """How many of the attempts were in flight between `t0` and `t1`: those that had begun, less those that had
+        ended before."""
+        if self._times is None:
+            ends = sorted(progress.ended for progress in self.attempts if progress.ended is not None)
+            self._times = [progress.dispatched for progress in self.attempts], ends
+        starts, ends = self._times
+        return bisect_left(starts, t1) - bisect_right(ends, t0)
 
     def is_told(self, t1: float) -> bool:
         """Whether all is known of what ran before `t1`."""
@@ -175,17 +180,16 @@ class Round:
     def is_crowded(self, window: Window) -> bool:
         """Whether so much was in flight that one attempt more or less makes no difference."""
         views = self._by_device.get(window.device, ())
-        if sum(len(view.attempts) for view in views) <= MANY:
-            return False
-        there = (p for view in views for p in view.attempts if p.overlaps(window.t0, window.t1))
-        return next(islice(there, MANY, None), None) is not None
+        at_most = sum(len(view.attempts) for view in views)
+        return at_most > MANY and sum(view.together(window.t0, window.t1) for view in views) > MANY
 
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
-        if any(view.spans(window.t0, window.t1) for view in self._by_device.get(window.device, ())):
-            return window.t1 > window.t0
-        attempts = [p for sweep in self._on(window.device, self._ahead) for p in sweep.inside(window.t0, window.t1)]
-        return busy_s(attempts, window.t0, window.t1, self.now) >= window.t1 - window.t0 > 0
+        t0, t1 = window.t0, window.t1
+        attempts = [p for sweep in self._on(window.device, self._ahead) for p in sweep.inside(t0, t1)]
+        if any(p.dispatched <= t0 and (p.ended is None or p.ended >= t1) for p in attempts):
+            return t1 > t0
+        return busy_s(attempts, t0, t1, self.now) >= t1 - t0 > 0
 
     def plan(self, window: Window) -> Plan:
         """How the window is shared."""

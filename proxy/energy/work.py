@@ -53,9 +53,6 @@ class Progress:
         prompt = self.prompt_tokens if self.prompt_tokens is not None else self.prompt_guess
         return max(0, prompt - (self.cached_guess if self.cached_tokens is None else self.cached_tokens))
 
-    def overlaps(self, t0: float, t1: float) -> bool:
-        return self.dispatched < t1 and (self.ended is None or self.ended > t0)
-
 
 def _along(marks: Sequence[tuple[float, float]], t: float, origin_t: float) -> float:
     """The curve from 0 at `origin_t` through the marks, at a time that is not after the last of them."""

@@ -122,7 +122,8 @@ def complaint(folder: Path, config: Any, command: str = "check", env: Mapping[st
         ),
         (
             {"engines": [ENGINE], "policy": {"name": "statik"}},
-            "unknown policy 'statik', did you mean 'static'?; known: observe, static",
+            "unknown policy 'statik', did you mean 'static'?; known: clocks, company, hierarchical, observe, paper,"
+            " powercap, static",
         ),
     ],
     ids=["a typo", "no mapping", "an unknown kind", "an unknown policy"],
@@ -214,10 +215,10 @@ def serving_without_a_file(folder: Path, url: str, *before: str) -> Iterator[tup
 
 def test_the_quality_of_joules_is_the_first_thing_said(tmp_path: Path, engine: Any) -> None:
     with serving_without_a_file(tmp_path, engine.url) as (_, terminal):
-        until(lambda: "policy: observing" in terminal.read_text())
+        until(lambda: "policy observe: " in terminal.read_text())
         said = terminal.read_text()
     assert said.startswith("local: ")
-    assert said.index("local: ") < said.index(" listens on ") < said.index("policy: observing")
+    assert said.index("local: ") < said.index(" listens on ") < said.index("policy observe: ")
 
 
 def test_a_terminal_that_closes_ends_a_gateway_without_a_file(tmp_path: Path, engine: Any) -> None:

@@ -2,23 +2,26 @@
 
 import asyncio
 import json
+import socket
 import sys
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from loadgen.arrivals import Closed, Poisson
 from loadgen.coding import Coding
 from loadgen.composite import Composite
-from loadgen.schedule import Schedule
+from loadgen.record import read
+from loadgen.schedule import Load, Schedule, Stream
 from loadgen.search import Search
 from loadgen.summarize import Summarize
 
 ROOT = Path(__file__).parents[2]
 
 
-async def locust(url: str, *arguments: str, users: int = 2) -> tuple[int, str]:
-    """Exit code and everything that Locust wrote."""
+async def locust(url: str, *arguments: str, users: int = 2, until: asyncio.Event | None = None) -> tuple[int, str]:
+    """Exit code and everything that Locust wrote; it is told to end when `until` is set."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "locust", "-f", "loadgen/locustfile.py", "--headless", "--host", url),
         *("-u", str(users), "-r", str(users), *arguments),
@@ -28,7 +31,11 @@ async def locust(url: str, *arguments: str, users: int = 2) -> tuple[int, str]:
         stderr=asyncio.subprocess.STDOUT,
     )
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), 60)
+        async with asyncio.timeout(60):
+            if until is not None:
+                await until.wait()
+                process.terminate()
+            output, _ = await process.communicate()
     finally:
         if process.returncode is None:
             process.kill()
@@ -39,14 +46,17 @@ async def locust(url: str, *arguments: str, users: int = 2) -> tuple[int, str]:
 async def test_runs_are_complete_and_say_where_they_stand(stub: Any, tmp_path: Path) -> None:
     stats_file = tmp_path / "stats"
     arguments = ("--workload", "all", "--seed", "3", "--max-runs", "8", "--api-key", "sk-x")
-    code, output = await locust(stub.url, *arguments, "--json-file", str(stats_file))
+    record = tmp_path / "load.jsonl"
+    code, output = await locust(stub.url, *arguments, "--json-file", str(stats_file), "--record", str(record))
     assert code == 0, output
     assert "Traceback" not in output
     assert "8 runs complete, 0 failed, 0 cut off" in output
 
-    schedule = Schedule([Coding.small(), Composite.small(), Search.small(), Summarize.small()], seed=3, max_runs=8)
+    workloads = (Coding.small(), Composite.small(), Search.small(), Summarize.small())
+    schedule = Schedule(Load((Stream(workloads, Closed(2), runs=8),), seed=3))
     planned = Counter()
-    while run := schedule.next_run():
+    while start := schedule.take(0, 0.0):
+        run = schedule.plan(start)
         planned[run.workflow, frozenset((c.node, c.step, c.parents, c.max_tokens) for c in run.calls)] += 1
     arrived = Counter()
     for arrivals in stub.runs().values():
@@ -68,7 +78,10 @@ async def test_runs_are_complete_and_say_where_they_stand(stub: Any, tmp_path: P
     counts = requests_by_name(stats_file)
     assert all(counts["WORKFLOW", name] == 2 for name in ("coding", "composite", "search", "summarize"))
     queries = sum(arrival.headers["X-Workflow-Name"] == "search" for arrival in stub.arrivals)
-    assert counts["POST", "search/query"] == counts["ttft", "search/query"] == queries
+    load = read(record).load
+    assert load.driver == "locust" and load.load["streams"][0]["arrivals"]["users"] == 2
+    kinds = ("POST", "ttft", "itl", "tokens")
+    assert [counts[kind, "search/query"] for kind in kinds] == [queries] * len(kinds)
 
 
 async def test_a_failed_call_abandons_its_run(stub: Any) -> None:
@@ -94,10 +107,9 @@ async def test_a_stream_that_breaks_off_is_a_failure(stub: Any) -> None:
 
 async def test_a_run_cut_by_the_end_of_the_test_is_no_failure(stub: Any) -> None:
     stub.delay_s = 30.0
-    code, output = await locust(stub.url, "--workload", "coding", "-t", "3s")
+    code, output = await locust(stub.url, "--workload", "coding", until=stub.two_runs)
     assert code == 0, output
     assert "Traceback" not in output
-    assert stub.arrivals
     assert f"0 runs complete, 0 failed, {len(stub.runs())} cut off" in output
 
 
@@ -108,6 +120,25 @@ async def test_without_a_model_it_says_so_and_ends(stub: Any) -> None:
     assert "Traceback" not in output
     assert "no model is listed; start the gateway, or give --model" in output
     assert not stub.arrivals
+
+
+async def test_workers_share_one_schedule_of_open_arrivals(stub: Any, tmp_path: Path) -> None:
+    record = tmp_path / "load.jsonl"
+    arguments = ("--workload", "search", "--arrivals", "poisson:20", "--max-runs", "12", "--record", str(record))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = str(probe.getsockname()[1])
+    ports = ("--master-port", port, "--master-bind-port", port)
+    code, output = await locust(stub.url, "--processes", "2", *ports, *arguments)
+    assert code == 0 and "Traceback" not in output, output
+    result = read(record)
+    stream = Stream((Search.small(),), Poisson(20.0), 12)
+    due = [(start.number, start.at_s) for start in Schedule(Load((stream,), seed=0)).arrivals()]
+    assert sorted(one.number for one in result.runs) == list(range(12)) == [number for number, _ in due]
+    # Each worker's times are its own until they are merged: those of the one that began first are left alone.
+    own = {(one.number, one.intended_s) for one in result.runs} & set(due)
+    assert 0 < len(own) <= 12 and len({arrival.run.split("-")[1] for arrival in stub.arrivals}) == 2
+    assert result.load.load["streams"][0]["runs"] == 12
+    assert len(result.load.facts["workers"]) == 2 and result.load.driver == "locust"
 
 
 def requests_by_name(stats_file: Path) -> Mapping[tuple[str, str], int]:

@@ -1,4 +1,4 @@
-"""The four workloads: the same seed plans the same run, and shapes are those of the paper."""
+"""The workloads: the same seed plans the same run, and shapes are those of the paper."""
 
 import tomllib
 from collections import Counter
@@ -15,11 +15,15 @@ from hypothesis import strategies as st
 from loadgen import corpus
 from loadgen.coding import Coding
 from loadgen.composite import Composite
+from loadgen.own import OwnTextsError
+from loadgen.prompt import about_tokens
+from loadgen.replay import Replay
+from loadgen.request import Request
 from loadgen.search import PARTS, Search, all_queries, system_prompt
 from loadgen.summarize import Summarize
 from loadgen.workload import Call, Message, Run, Workload
 
-ALL = [Summarize, Search, Coding, Composite]
+ALL = [Summarize, Search, Coding, Composite, Request]
 SIZES = ["paper", "small"]
 seeds = st.integers(0, 2**32)
 
@@ -86,7 +90,7 @@ def test_a_call_quotes_its_parents_and_fits_the_context(
         assert corpus.tokens(text) + limits[node] <= context_tokens
         parents = next(call.parents for call in run.calls if call.node == node)
         assert all(f"<{parent}>" in text for parent in parents)
-        assert [message["role"] for message in messages] == ["system", "user"]
+        assert [message["role"] for message in messages] == (["user"] if kind is Request else ["system", "user"])
 
 
 @given(seed=seeds)
@@ -184,6 +188,54 @@ def test_a_composite_run_is_a_chain_and_a_session_side_by_side() -> None:
     assert all(other.partition("-")[0] == node.partition("-")[0] for node, others in waits.items() for other in others)
 
 
+@given(seed=seeds, sizes=st.tuples(st.integers(1, 800), st.integers(1, 800)), shared=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_request_has_the_lengths_it_is_given(seed: int, sizes: tuple[int, int], shared: bool) -> None:
+    head, own = sizes
+    workload = Request(head * shared + own, 7, head * shared)
+    (call,) = workload.plan(Random(seed)).calls
+    assert sum(about_tokens(piece) for piece in call.prompt) == workload.input_tokens and call.max_tokens == 7
+    assert all(corpus.tokens(piece.text) <= about_tokens(piece) for piece in call.prompt)
+    (other,) = workload.plan(Random(seed + 1)).calls
+    assert [first == second for first, second in zip(call.prompt, other.prompt, strict=True)][:shared] == [
+        True
+    ] * shared
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_lengths_are_knobs(kind: type[Workload]) -> None:
+    workload = sized(kind, "paper")
+    assert workload.sized() == workload
+    longest = max(call.max_tokens for call in workload.sized(output_tokens=60).plan(Random(1)).calls)
+    assert longest == 60
+
+    def prompt_tokens(workload: Workload) -> int:
+        return max(sum(map(about_tokens, call.prompt)) for call in workload.plan(Random(1)).calls)
+
+    assert prompt_tokens(workload.sized(input_tokens=200)) < prompt_tokens(workload.sized(input_tokens=300))
+
+
+def test_texts_of_ones_own(tmp_path: Path) -> None:
+    for name, text in (("b.md", "Second text. It has words."), ("a.txt", "First text. " * 40), ("c.pdf", "no")):
+        (tmp_path / name).write_text(text)
+    workload = Summarize(chunk_tokens=50, document_tokens=(60, 60), documents=2, texts=str(tmp_path))
+    read = {text_of(call.messages({"chunk-1": ""})) for n in range(9) for call in workload.plan(Random(n)).calls}
+    assert len(read) == 3 and all("First text." in text or "Second text." in text for text in read)
+    (tmp_path / "asked").write_text("why?\n\nhow?\n")
+    (tmp_path / "asked.jsonl").write_text('{"text": "why?"}\n{"prompt": "how?"}\n')
+    for name in ("asked", "asked.jsonl"):
+        calls = Search(queries=(2, 2), texts=str(tmp_path / name)).plan(Random(0)).calls
+        assert {call.messages({})[1]["content"] for call in calls} == {"why?", "how?"}
+
+
+@pytest.mark.parametrize(("name", "text"), [("a.jsonl", "{}"), ("a.jsonl", "x"), ("a", " \n"), ("none", None)])
+def test_texts_that_cannot_be_used_are_refused(tmp_path: Path, name: str, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(OwnTextsError, match=str(tmp_path / name)):
+        Search(texts=str(tmp_path / name))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -196,6 +248,8 @@ def test_a_composite_run_is_a_chain_and_a_session_side_by_side() -> None:
         lambda: Summarize(document_tokens=(3000, 2000)),
         lambda: Coding(modules=(0, 2)),
         lambda: Coding(modules=(2, 7)),
+        lambda: Request(input_tokens=5, shared_tokens=5),
+        lambda: Request(output_tokens=0),
     ],
 )
 def test_impossible_shapes_are_refused(wrong) -> None:
@@ -203,10 +257,10 @@ def test_impossible_shapes_are_refused(wrong) -> None:
         wrong()
 
 
-def test_all_four_are_registered() -> None:
+def test_all_are_registered() -> None:
     pyproject = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())
     registered = pyproject["project"]["entry-points"]["joulegate.workloads"]
-    assert registered.keys() == {kind.name for kind in ALL}
+    assert registered.keys() == {kind.name for kind in (*ALL, Replay)}
     for name, target in registered.items():
         module, _, attribute = target.partition(":")
         assert getattr(import_module(module), attribute).name == name

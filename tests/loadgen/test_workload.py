@@ -2,11 +2,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.prompt import Piece
 from loadgen.workload import Call, Dispatch, Execution, Run, tags
 
 
 def call(node: str, parents: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> Call:
-    return Call(node, node.partition("-")[0], 8, lambda _outputs: [], parents, after)
+    return Call(node, node.partition("-")[0], 8, (Piece("hello"),), parents, after)
 
 
 @st.composite
@@ -61,6 +62,28 @@ def test_calls_of_one_level_go_together() -> None:
 def test_a_plan_that_cannot_be_carried_out_is_refused(calls: tuple[Call, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Run("w", calls)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda: Call("a", "a", 0, (Piece("x"),)), "got 0"),
+        (lambda: Call("a", "a", 8, ()), "needs a prompt"),
+        (lambda: Call("a", "a", 8, (Piece("x"),), pause_s=-1), "got -1"),
+        (lambda: Call("a", "a", 8, (Piece(answer_of="b"),), after=("b",)), "quotes 'b'"),
+        (lambda: Piece(), "either a text or the answer"),
+        (lambda: Piece("x", answer_of="b"), "either a text or the answer"),
+        (lambda: Piece("x", 0), "got 0"),
+    ],
+)
+def test_a_call_that_cannot_be_sent_is_refused(wrong, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrong()
+
+
+def test_a_run_knows_what_is_quoted() -> None:
+    quoting = Call("b", "b", 8, (Piece(answer_of="a"),), parents=("a",))
+    assert [Run("w", (call("a"), quoting)).quotes(node) for node in "ab"] == [True, False]
 
 
 def test_tags_name_parents_but_not_mere_order() -> None:

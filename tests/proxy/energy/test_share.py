@@ -58,7 +58,7 @@ def plans(draw: st.DrawFn) -> Plan:
             one = Progress("r", 1, "e", begin, 100, streamed, ended=None if length is None else begin + length)
             if one.ended is not None:
                 one.prompt_tokens, one.output_tokens = 50, output
-            if one.overlaps(0.0, 1.0):
+            if one.dispatched < 1.0 and (one.ended is None or one.ended > 0.0):
                 attempts.append(one)
         prices = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, spread, "test")
         foreign, counted = draw(st.sampled_from([0.0, 0.0, 40.0])), draw(st.sampled_from([None, 0.0, 20.0]))

@@ -1,5 +1,6 @@
 import math
 from itertools import pairwise
+from math import inf
 
 import pytest
 from hypothesis import assume, given
@@ -90,7 +91,8 @@ def test_nothing_is_lost_in_windows_that_an_attempt_only_touches(progress: Progr
     assume(progress.ended is not None and progress.ended > progress.dispatched)
     assume(progress.first is None or progress.first > progress.dispatched)
     edges = [-1.0, *sorted({*cuts}), 101.0]
-    works = [work_in(progress, t0, t1, 101.0, PRICES) for t0, t1 in pairwise(edges) if progress.overlaps(t0, t1)]
+    began, ended = progress.dispatched, progress.ended or inf
+    works = [work_in(progress, t0, t1, 101.0, PRICES) for t0, t1 in pairwise(edges) if began < t1 and ended > t0]
     prompt, output = known(progress)
     assert math.fsum(work.output for work in works) == pytest.approx(output, abs=1e-9)
     if not progress.streamed and not progress.output_tokens:
