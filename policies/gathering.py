@@ -91,7 +91,7 @@ def stream_of(name: str, one: WorkflowSignals, engines: int, prices: Prices) -> 
 
 
 def depth_of(one: WorkflowSignals) -> float:
-    """Calls of a run in a row. Before one has ended nobody knows: then it is taken to be a chain, held with more care."""
+    """Calls of a run in a row. Before one has ended nobody knows; then it is taken to be a chain, held with care."""
     return one.depth or 2.0
 
 
