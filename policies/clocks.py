@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.interface import Decision, Signals
-from policies.room import Trimmed, used
+from policies.room import Trimmed, least_for_prompts, used
 
 
 class Clocks(BaseModel):
@@ -28,7 +28,7 @@ class Clocks(BaseModel):
             return Decision(reason="no clock is set: no GPU says which it supports"), None
         if found is None:
             return Decision(reason="no clock is set: no workflow with an objective has been seen at work"), None
-        trimmed = trimmed.step(signals.now, found[0], self.least)
+        trimmed = trimmed.step(signals.now, found[0], max(self.least, least_for_prompts(signals)))
         reason = f"{found[1]} take up {found[0]:.0%} of the objective"
         if trimmed.part == 1:
             return Decision(reason=f"clocks are free: {reason}"), trimmed.state()

@@ -11,11 +11,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.clocks import clocks_at
-from policies.company import Company
+from policies.company import hold
 from policies.interface import Decision, Signals
 from policies.narrow import counted, narrow
 from policies.powercap import watts_at
-from policies.room import Trimmed, used
+from policies.room import Trimmed, least_for_prompts, used
 
 
 class Hierarchical(BaseModel):
@@ -29,14 +29,14 @@ class Hierarchical(BaseModel):
 
     def decide(self, signals: Signals, state: Any) -> tuple[Decision, Any]:
         """`state` has what the gate and the trim were, and when the gate changed last."""
-        state = state or {"holding": None, "limits": {}, "trim": None, "since": signals.now}
+        state = state or {"held": {}, "release": [], "limits": {}, "trim": None, "since": signals.now}
         part = Trimmed.of(state["trim"]).part
-        gate, holding = Company(worth=self.worth).decide(_slowed(signals, part), state["holding"])
+        gate, held = hold(_slowed(signals, part), self.worth, state["held"])
         limits = narrow(signals, state["limits"])
-        was = state["holding"] or {}
-        changed = gate.release.keys() != was.keys() or limits.keys() != state["limits"].keys()
+        changed = sorted(gate.release) != state["release"] or limits.keys() != state["limits"].keys()
         kept = {
-            "holding": holding,
+            "held": held,
+            "release": sorted(gate.release),
             "limits": {name: list(limit) for name, limit in limits.items()},
             "trim": None,
             "since": signals.now if changed else state["since"],
@@ -47,7 +47,7 @@ class Hierarchical(BaseModel):
             return replace(decision, reason=f"{gate.reason}; nothing is trimmed"), kept
         trimmed = Trimmed.of(state["trim"])
         settled = Trimmed(trimmed.part, max(trimmed.since, kept["since"]))
-        trimmed = settled.step(signals.now, found[0], self.least)
+        trimmed = settled.step(signals.now, found[0], max(self.least, least_for_prompts(signals)))
         kept["trim"] = trimmed.state()
         reason = f"{gate.reason}; trimmed to {trimmed.part:.0%}: {found[1]} take up {found[0]:.0%} of the objective"
         if trimmed.part < 1:

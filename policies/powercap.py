@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from policies.interface import Decision, Signals
 from policies.narrow import counted, narrow
-from policies.room import Trimmed, used
+from policies.room import Trimmed, least_for_prompts, used
 
 
 class PowerCap(BaseModel):
@@ -31,7 +31,7 @@ class PowerCap(BaseModel):
             why = "no GPU says what it allows" if found else "no workflow with an objective has been seen at work"
             reason = f"no power limit is set: {why}"
             return Decision(engine_in_flight=counts, reason=reason), {"trim": None, "limits": kept}
-        trimmed = trimmed.step(signals.now, found[0], self.least)
+        trimmed = trimmed.step(signals.now, found[0], max(self.least, least_for_prompts(signals)))
         watts = watts_at(signals, trimmed.part) if trimmed.part < 1 else {}
         reason = f"power limit at {trimmed.part:.0%}: {found[1]} take up {found[0]:.0%} of the objective"
         decision = Decision(engine_in_flight=counts, power_limit_w=watts, reason=reason)

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from policies.interface import WorkflowSignals
+from policies.interface import Signals, WorkflowSignals
 
 USED_MOST, USED_LITTLE = 0.95, 0.8  # of an objective: give back, or take more
 SETTLE_S = 30.0  # until percentiles of the last minute begin to show what a step did
 BACK_S = 10.0  # between two steps back
 DOWN, UP = 0.2, 0.1  # of the highest setting
+PROMPTS_MOST = 0.5
 
 
 def used(workflows: Mapping[str, WorkflowSignals]) -> tuple[float, str] | None:
@@ -30,6 +31,18 @@ def used(workflows: Mapping[str, WorkflowSignals]) -> tuple[float, str] | None:
             if seen_s is not None and most_s is not None:
                 found.append((seen_s / most_s if most_s > 0 else float("inf"), f"{what} of {name}"))
     return max(found, default=None)
+
+
+def least_for_prompts(signals: Signals) -> float:
+    """The part of a setting at which prompts keep the busiest engine's SMs busy for `PROMPTS_MOST` of the time.
+
+    They are computed as fast as the clock goes, and near saturation everything waits for them.
+    """
+    prices = [engine.prices for engine in signals.engines.values() if engine.prices is not None and engine.up]
+    if not prices:
+        return 0.0
+    tokens = sum(one.requests_per_s * (one.prompt_tokens or 0.0) for one in signals.workflows.values())
+    return tokens * prices[0].prompt_s / len(prices) / PROMPTS_MOST
 
 
 def _less(seconds: float | None, held_s: float) -> float | None:
@@ -53,6 +66,9 @@ class Trimmed:
     def step(self, now: float, used_part: float, least: float) -> "Trimmed":
         """Down as far as there is room if times grew with the square of it (queues grow with them), `DOWN` at once; up
         by `UP`."""
+        least = min(1.0, least)
+        if self.part < least - UP / 2:
+            return Trimmed(least, now)
         if used_part > USED_MOST:
             return Trimmed(min(1.0, self.part + UP), now) if self.part < 1 and now - self.since >= BACK_S else self
         if used_part < USED_LITTLE and self.part > least and now - self.since >= SETTLE_S:

@@ -12,7 +12,7 @@ from policies.interface import (
     Signals,
     WorkflowSignals,
 )
-from proxy.control.learner import Lately, Learner, Served
+from proxy.control.learner import WINDOW_S, Lately, Learner, Served, p95
 
 
 class Learning(Observer):
@@ -63,14 +63,16 @@ class Learning(Observer):
         )
         return Signals(
             now,
-            {name: self._workflow(name, lately) for name, lately in self._lately.items()},
+            {name: self._workflow(name, lately, now) for name, lately in self._lately.items()},
             {ENGINE: engine},
             {DEVICE: device},
         )
 
-    def _workflow(self, name: str, lately: Lately) -> WorkflowSignals:
+    def _workflow(self, name: str, lately: Lately, now: float) -> WorkflowSignals:
+        between_s = [s for one in self.learner.since(name, now - WINDOW_S) if (s := one.itl_s) is not None]
         return WorkflowSignals(
             objective=self.objectives[name],
+            itl_p95_s=p95(between_s),
             requests_per_s=lately.requests_per_s,
             ttft_p95_s=lately.ttft_p95_s,
             wait_p95_s=lately.wait_p95_s,

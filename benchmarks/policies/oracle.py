@@ -9,8 +9,8 @@ from benchmarks.policies.trial import Trial
 from benchmarks.sim import DEVICE, ENGINE
 from policies.static import Hold, Static
 
-HOLDS = (1 / 3, 2 / 3, 1.0)  # of patience
-JOINS = (0.0, 0.35, 0.8, inf)  # of a request's own time
+HOLDS = (0.1, 1 / 3, 2 / 3, 1.0)  # of patience
+JOINS = (0.0, 0.35, 0.7, inf)  # of a request's own time
 LIMITS = (4, 16, 64)
 CLOCKS = (0.6, 0.7, 0.8, 0.9)  # of the highest
 FINE_HOLD, FINE_JOIN = 1 / 6, 0.15

@@ -15,7 +15,12 @@ def search() -> Callable[..., WorkflowSignals]:
     def make(
         rate: float, patience_s: float = 0.0, served_s: float = 0.8, **given: float | Objective
     ) -> WorkflowSignals:
-        asked = {"objective": Objective(patience_s), "prompt_tokens": 40.0, "output_tokens": 150.0} | given
+        asked = {
+            "objective": Objective(patience_s),
+            "prompt_tokens": 40.0,
+            "output_tokens": 150.0,
+            "depth": 1.0,
+        } | given
         return WorkflowSignals(requests_per_s=rate, served_s=served_s, **asked)  # pyright: ignore[reportArgumentType]
 
     return make

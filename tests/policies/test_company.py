@@ -6,19 +6,21 @@ from typing import Any
 import pytest
 
 from policies.company import Company
-from policies.interface import Decision, EngineSignals, Objective, Signals, WorkflowSignals
+from policies.gathering import most_hold_s, stream_of
+from policies.interface import Decision, EngineSignals, Objective, Prices, Signals, WorkflowSignals
 
 Search = Callable[..., WorkflowSignals]
 Make = Callable[..., Signals]
 
 
-HELD = [3.0, 0.5, 0.0]
+PRICES = Prices(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, rest_w=123.0)
+HELD = {"held": {"search": [3.0, 0.5, 0.0]}, "limits": {}}
 
 
 def decide(signals: Signals, state: Any = None) -> Decision:
     decision, kept = Company().decide(signals, state)
     assert json.loads(json.dumps(kept)) == kept and decision.reason
-    assert {name for name, (hold_s, *_) in kept.items() if hold_s} >= decision.release.keys()
+    assert {name for name, (hold_s, *_) in kept["held"].items() if hold_s} >= decision.release.keys()
     assert not (decision.engine_in_flight or decision.power_limit_w or decision.sm_clock_mhz or decision.max_tokens)
     return decision
 
@@ -58,17 +60,17 @@ def test_what_is_held_does_not_change_with_every_second(signals: Make, search: S
     barely = next(
         rate / 1000
         for rate in range(1, 1000)
-        if not decide(signals(search=search(rate / 1000, 1.0)), {"search": HELD}).reason.startswith("let go")
+        if not decide(signals(search=search(rate / 1000, 1.0)), HELD).reason.startswith("let go")
     )
     between = signals(search=search(barely * 1.2, 1.0))
     assert not decide(between).release
-    assert decide(between, {"search": HELD}).reason.startswith("held")
+    assert decide(between, HELD).reason.startswith("held")
 
 
 def test_chains_are_let_go_bit_by_bit(signals: Make, search: Search) -> None:
     """And taken up again so; what nobody asked for is given up at once."""
     slow = search(2.0, objective=Objective(3.0, itl_p95_s=0.02), itl_p95_s=0.021)
-    state: Any = {"search": HELD}
+    state: Any = HELD
     held: list[float] = []
     for _ in range(60):
         decision, state = Company().decide(signals(search=slow), state)
@@ -76,7 +78,7 @@ def test_chains_are_let_go_bit_by_bit(signals: Make, search: Search) -> None:
     assert held[0] == pytest.approx(2.7) and held[1] == pytest.approx(2.43) and held[-1] == 0
     decision, state = Company().decide(signals(search=replace(slow, itl_p95_s=0.01)), state)
     assert 0 < decision.release["search"].hold_s < 0.2
-    assert not Company().decide(signals(search=search(2.0, 0.0)), {"search": HELD})[0].release
+    assert not Company().decide(signals(search=search(2.0, 0.0)), HELD)[0].release
 
 
 def test_objectives_are_kept_at_the_peak_of_the_rate(signals: Make, search: Search) -> None:
@@ -108,14 +110,35 @@ def test_prompts_that_are_computed_together_delay_each_other(signals: Make, sear
     slow = replace(long, objective=Objective(patience_s=3.0, itl_p95_s=0.016))
     hold_s = decide(signals(long=slow)).release["long"].hold_s
     most = 1 + 30 * hold_s
-    assert 1.5 * 0.0046 + 0.025 * (most + 2 * most**0.5) / 150 == pytest.approx(0.9 * 0.016, rel=1e-4)
-    chain = decide(signals(long=replace(slow, depth=20.0))).release["long"].hold_s
-    assert chain == pytest.approx(hold_s - 0.3, rel=1e-3), "those of a chain come back together"
+    most += 2 * most**0.5
+    slower_s = 0.5 * 0.0046 * (0.025 + 0.00007 * 1075) / 2.0  # that a companion with so much context makes a step
+    assert 0.0046 + most * (slower_s + 0.025 / 150) == pytest.approx(0.9 * 0.016, rel=1e-4)
+    chain = replace(slow, depth=20.0)
+    streams = [stream_of("long", chain, 1, PRICES)]
+    assert most_hold_s(chain, streams, PRICES) == pytest.approx(hold_s - 0.3, rel=1e-3), "they come back together"
+
+
+def test_a_batch_fits_the_engines_cache(signals: Make, search: Search) -> None:
+    """Four requests that run take 0.2 of it."""
+    seen = signals(kv_usage=0.2, search=search(2.0, 30.0))
+    engine = replace(seen.engines["e1"], running=4.0)
+    hold_s = decide(replace(seen, engines={"e1": engine})).release["search"].hold_s
+    most = 1 + 2 * hold_s
+    assert 0.05 * (most + 2 * most**0.5) == pytest.approx(0.8, rel=1e-4)
+
+
+def test_chains_are_held_for_no_more_than_ten_times_of_what_a_call_takes(signals: Make, search: Search) -> None:
+    chain = signals(search=search(2.0, 30.0, served_s=0.5, depth=20.0))
+    decision, state = Company().decide(chain, None)
+    assert decision.release["search"].hold_s == 0.5, "at first for no longer than one is served"
+    for _ in range(60):
+        decision, state = Company().decide(chain, state)
+    assert decision.release["search"].hold_s == 5.0
 
 
 def test_in_chains_less_joins_the_busier_the_engine_is(signals: Make, search: Search) -> None:
     for rate, part in ((0.02, 0.5), (20.0, 0.32)):
-        chain = search(rate, 120.0 if rate < 1 else 3.0, depth=5.0)
+        chain = search(rate, 60.0 if rate < 1 else 3.0, 2.0 if rate < 1 else 0.8, depth=5.0)
         assert decide(signals(search=chain)).release["search"].join_part == pytest.approx(part, abs=0.01)
         assert decide(signals(search=replace(chain, depth=1.0))).release["search"].join_part != pytest.approx(part)
 

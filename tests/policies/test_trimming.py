@@ -80,9 +80,23 @@ def test_hierarchical_takes_the_cap_where_clocks_cannot_be_set(signals: Make, se
 
 
 def test_on_a_slower_clock_prompts_of_a_batch_take_longer(signals: Make, search: Search) -> None:
-    long = search(30.0, served_s=0.3, objective=Objective(3.0, itl_p95_s=0.016), prompt_tokens=1000.0, itl_p95_s=0.004)
+    long = search(12.0, served_s=0.3, objective=Objective(3.0, itl_p95_s=0.01), prompt_tokens=1000.0, itl_p95_s=0.003)
     decisions, _ = run(Hierarchical(), signals(devices=CAPABLE, long=long), 150)
-    assert decisions[-1].release["long"].hold_s < decisions[0].release["long"].hold_s
+    assert decisions[-1].sm_clock_mhz == {GPU: pytest.approx(0.6 * 1980)}
+    assert decisions[-1].release["long"].hold_s < 0.8 * decisions[0].release["long"].hold_s
+
+
+@pytest.mark.parametrize("policy", [Clocks(), PowerCap(), Hierarchical()])
+def test_where_prompts_keep_the_engine_busy_nothing_is_trimmed(policy: Policy, signals: Make, search: Search) -> None:
+    """20 a second of 1000 tokens: half of the time, at 25 µs each."""
+    full = search(20.0, objective=Objective(itl_p95_s=0.02), prompt_tokens=1000.0, itl_p95_s=0.004)
+    decisions, state = run(policy, signals(devices=CAPABLE, full=full), 100)
+    assert not any(decision.sm_clock_mhz or decision.power_limit_w for decision in decisions)
+    less = replace(full, requests_per_s=14.0)
+    decisions, state = run(policy, replace(signals(devices=CAPABLE, full=less), now=2000.0), 100, state)
+    assert decisions[-1].sm_clock_mhz == {GPU: 1386.0} or decisions[-1].power_limit_w == {GPU: pytest.approx(490.0)}
+    decisions, _ = run(policy, replace(signals(devices=CAPABLE, full=full), now=3000.0), 1, state)
+    assert not decisions[-1].sm_clock_mhz and not decisions[-1].power_limit_w, "at once, before anything is late"
 
 
 def test_the_paper_caps_and_narrows_by_name(signals: Make, search: Search) -> None:
