@@ -54,7 +54,7 @@ def draw(figure: Figure, stem: Path, note: str = "") -> list[Path]:
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 1 if figure.right_title else 4}
         axes.legend(handles, labels, fontsize=7.5, frameon=False, **below)
     if note:
-        canvas.text(0.995, 0.995, note, fontsize=6, color="#666666", ha="right", va="top")
+        canvas.text(0.995, 0.005, note, fontsize=6, color="#666666", ha="right", va="bottom")
     files = [stem.with_name(stem.name + kind) for kind in (".png", ".svg")]
     stem.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(files[0], dpi=150, metadata={"Software": None})
