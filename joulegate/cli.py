@@ -36,12 +36,13 @@ def version() -> str:
 def one_line_errors() -> Iterator[None]:
     """Turn what a user can mend into a line and exit status 1."""
     from joulegate.export import ExportError
+    from loadgen.campaign.faults import CampaignError, ReportError
     from proxy.config import ConfigError
     from proxy.energy.ledger_file import LedgerError
 
     try:
         yield
-    except (ConfigError, LedgerError, ExportError) as error:
+    except (ConfigError, LedgerError, ExportError, CampaignError, ReportError) as error:
         err.print(f"joulegate: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1) from None
 
@@ -325,6 +326,67 @@ def emulate(
     )
     with one_line_errors():
         run(options, lambda line: out.print(line, highlight=False, soft_wrap=True, markup=False))
+
+
+@app.command()
+def campaign(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="one that ships, or a file (YAML); none: list them")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer repeats: a look of a minute or two")] = False,
+    repeats: Annotated[int | None, typer.Option(min=1, help="of every cell, in the campaign's place")] = None,
+    machine: Annotated[
+        Path | None, typer.Option("--on", help="a real machine (YAML: its url, and commands that turn its knobs)")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="where it grows; what is there already is not done again")
+    ] = None,
+) -> None:
+    """A grid of knobs over workloads, repeated, with a report. Without --on: on the emulator, in virtual time."""
+    no_clash()
+    from joulegate.campaign import listed, run
+
+    with one_line_errors():
+        if name is None:
+            listed(out)
+        else:
+            run(name, quick=quick, repeats=repeats, machine=machine, folder=folder, out=out)
+
+
+MeasureOption = Annotated[
+    list[str] | None, typer.Option("--measure", help="a column of trials.csv; more than once for several")
+]
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="a campaign's folder, or its trials.csv")],
+    second: Annotated[Path, typer.Argument(help="another's")],
+    measure: MeasureOption = None,
+    json: Annotated[bool, typer.Option("--json", help="figures for a program")] = False,
+) -> None:
+    """What changed between two campaigns: cell by cell, with intervals, and in words."""
+    no_clash()
+    from joulegate.compare import show
+
+    with one_line_errors():
+        show(first, second, measure or (), json, out)
+
+
+@app.command()
+def gate(
+    base: Annotated[Path, typer.Argument(help="the campaign that sets the mark: its folder, or its trials.csv")],
+    new: Annotated[Path, typer.Argument(help="the one that is judged")],
+    max_regression: Annotated[str, typer.Option(help="how much worse a cell may be on average")] = "5%",
+    measure: MeasureOption = None,
+) -> None:
+    """For CI: exit status 1 if something got worse by more than is allowed, 3 if repeats are too few to tell."""
+    no_clash()
+    from joulegate.regress import run
+
+    with one_line_errors():
+        status = run(base, new, max_regression, measure or (), out)
+    raise typer.Exit(status)
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """Requests of which nothing changes but their joules, as all do that are in flight: added to the totals as they come.
 
 Their rows are looked up once, and not summed anew every second: with a thousand in flight that is most of what the
-ledger would have to do. What is known of them is forgotten when anything else of them changes, or some seconds go by
-without a joule.
+ledger would have to do. What is known of them is forgotten when they end, when anything else of them changes, or some
+seconds go by without a joule.
 """
 
 import sqlite3
@@ -16,7 +16,7 @@ from proxy.energy.records import EnergyRecord
 from proxy.energy.sums import TOTAL_ENERGY, WASTE
 
 _ATTEMPTS = f"""
-    SELECT request_id, n, tenant, workflow, step, engine, {WASTE}
+    SELECT request_id, n, tenant, workflow, step, engine, {WASTE}, requests.ended IS NOT NULL
     FROM json_each(?) CROSS JOIN attempts ON request_id = value
         CROSS JOIN requests ON requests.id = request_id CROSS JOIN runs ON uid = run_uid
 """
@@ -31,6 +31,7 @@ class _Request:
     """Its attempts' names in the totals, before and after component and quality, and the energy rows that it has."""
 
     grew: int  # in which second it did last
+    over: bool = False  # it has ended: hardly any joules are still to come
     attempts: dict[int, tuple[tuple[str, str, str, str], str]] = field(default_factory=dict)
     rows: set[tuple[int, str, str]] = field(default_factory=set)
 
@@ -53,8 +54,9 @@ class Growing:
             return
         self._known |= {one: _Request(self._second) for one in unknown}
         ids = (orjson.dumps(list(unknown)).decode(),)
-        for request_id, n, tenant, workflow, step, engine, waste in db.execute(_ATTEMPTS, ids):
-            self._known[request_id].attempts[n] = (tenant, workflow, step, engine), waste
+        for request_id, n, tenant, workflow, step, engine, waste, over in db.execute(_ATTEMPTS, ids):
+            known = self._known[request_id]
+            known.attempts[n], known.over = ((tenant, workflow, step, engine), waste), bool(over)
         for request_id, attempt, device, quality in db.execute(_ROWS, ids):
             self._known[request_id].rows.add((attempt, device, quality))
 
@@ -74,3 +76,4 @@ class Growing:
             of_kind[2] += low_uj
             of_kind[3] += high_uj
         db.executemany(TOTAL_ENERGY.add_row, [(*key, *values) for key, values in sums.items()])
+        self._known = {one: known for one, known in self._known.items() if not known.over}

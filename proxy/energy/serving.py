@@ -1,6 +1,6 @@
 """What the engines have in flight, and how a round of settling asks for it without looking at everything every time."""
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -119,14 +119,13 @@ class _View:
             self._token_s = self.engine.pace.token_s(self.attempts, self.engine.seen, self.engine.prices)
         return self.engine.pace.expected(t0, t1, self._token_s)
 
-    def together(self, t0: float, t1: float) -> int:
-        """How many of the attempts were in flight between `t0` and `t1`: those that had begun, less those that had
-        ended before."""
+    def in_flight(self, at: float) -> int:
+        """How many of the attempts there were at a time: those that had begun, less those that had ended."""
         if self._times is None:
             ends = sorted(progress.ended for progress in self.attempts if progress.ended is not None)
             self._times = [progress.dispatched for progress in self.attempts], ends
         starts, ends = self._times
-        return bisect_left(starts, t1) - bisect_right(ends, t0)
+        return bisect_right(starts, at) - bisect_right(ends, at)
 
     def is_told(self, t1: float) -> bool:
         """Whether all is known of what ran before `t1`."""
@@ -178,10 +177,14 @@ class Round:
         return all(view.is_told(window.t1) for view in self._by_device.get(window.device, ()))
 
     def is_crowded(self, window: Window) -> bool:
-        """Whether so much was in flight that one attempt more or less makes no difference."""
+        """Whether so much was in flight at once that one attempt more or less makes no difference.
+
+        Many that come one after the other are no crowd: each has a share in few windows.
+        """
         views = self._by_device.get(window.device, ())
-        at_most = sum(len(view.attempts) for view in views)
-        return at_most > MANY and sum(view.together(window.t0, window.t1) for view in views) > MANY
+        if sum(len(view.attempts) for view in views) <= MANY:
+            return False
+        return any(sum(view.in_flight(at) for view in views) > MANY for at in (window.t0, window.t1))
 
     def is_busy(self, window: Window) -> bool:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""

@@ -1,0 +1,1 @@
+"""Reports: what a campaign found, in tables, figures and one page, beside what was claimed before."""
