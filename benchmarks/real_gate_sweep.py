@@ -14,18 +14,16 @@ import argparse
 import asyncio
 import json
 import random
-import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import yaml
-from real_policies import nvml_counter, ready, zeusd_counter
+from real_policies import PORT, configuration, gateway, nvml_counter, zeusd_counter
 
-PORT = 8899
 WORK = {
     "search": {"search": 16},
     "summarize": {"summarize": 16},
@@ -114,71 +112,57 @@ async def edge(counter_j: Callable[[], float]) -> tuple[float, float]:
 async def measure(options: argparse.Namespace) -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {
-        "listen": {"host": "127.0.0.1", "port": PORT},
-        "engines": [
-            {"name": "vllm", "kind": "vllm", "url": options.engine, "devices": ["h1/gpu:0"], "models": [options.model]}
-        ],
-        "hosts": {"h1": {"zeusd": options.zeusd} if options.zeusd else {"local": True}},
-        "ledger": {"path": str(out / "ledger.sqlite")},
-        "limits": {"in_flight": 16},
-    }
+    config = configuration(options) | {"limits": {"in_flight": max(options.gates)}}
     path = out / "joulegate.yaml"
     path.write_text(yaml.safe_dump(config))
     counter_j = zeusd_counter(options.zeusd) if options.zeusd else nvml_counter()
     timeout = aiohttp.ClientTimeout(total=None)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
-        with (out / "gateway.log").open("ab") as log:
-            serve = ["-m", "joulegate", "serve", "-c", str(path)]
-            gateway = await asyncio.create_subprocess_exec(sys.executable, *serve, stderr=log)
-        try:
-            await ready(session)
-            await Cell(session, options.model, "warm", random.Random(0)).work(WORK["search"])
-            ends = time.monotonic() + 60 * options.minutes
-            with (out / "gate_sweep.jsonl").open("a") as lines:
-                for repeat in options.repeats:
-                    cells = [(gate, workload) for gate in options.gates for workload in WORK]
-                    random.Random(repeat).shuffle(cells)
-                    for gate, workload in cells:
-                        if time.monotonic() > ends:
-                            print("out of time before", repeat, gate, workload, flush=True)
-                            return
-                        config["limits"]["in_flight"] = gate
-                        path.write_text(yaml.safe_dump(config))
-                        async with session.post(f"http://127.0.0.1:{PORT}/admin/reload") as reply:
-                            if reply.status != 200:
-                                raise RuntimeError(await reply.text())
-                        await asyncio.sleep(TAKEN_S)
-                        name = f"{repeat}-{gate}-{workload}"
-                        cell = Cell(session, options.model, name, random.Random(name))
-                        began, before_j = await edge(counter_j)
-                        await cell.work(WORK[workload])
-                        ended, after_j = await edge(counter_j)
-                        latency_s = [run["ended"] - run["began"] for run in cell.runs]
-                        row = {
-                            "repeat": repeat,
-                            "gate": gate,
-                            "workload": workload,
-                            "runs": len(cell.runs),
-                            "seconds": round(ended - began, 3),
-                            "joules": round(after_j - before_j, 3),
-                            "output_tokens": cell.output,
-                            "prompt_tokens": cell.prompt,
-                            "cached_tokens": cell.cached,
-                            "j_per_run": round((after_j - before_j) / len(cell.runs), 3),
-                            "latency_mean_s": round(sum(latency_s) / len(latency_s), 4),
-                            "by_run": cell.runs,
-                        }
-                        lines.write(json.dumps(row) + "\n")
-                        lines.flush()
-                        print(name, row["seconds"], "s", row["j_per_run"], "J a run", flush=True)
-        finally:
-            await asyncio.sleep(6)
-            if gateway.returncode is None:
-                async with session.get(f"http://127.0.0.1:{PORT}/energy/balance") as reply:
-                    (out / "balance.json").write_text(await reply.text())
-                gateway.terminate()
-                await asyncio.wait_for(gateway.wait(), 60)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session, gateway(session, out):
+        await Cell(session, options.model, "warm", random.Random(0)).work(WORK["search"])
+        ends = time.monotonic() + 60 * options.minutes
+        with (out / "gate_sweep.jsonl").open("a") as lines:
+            for repeat, gate, workload in cells(options.repeats, options.gates):
+                if time.monotonic() > ends:
+                    print("out of time before", repeat, gate, workload, flush=True)
+                    break
+                path.write_text(yaml.safe_dump(config | {"limits": {"in_flight": gate}}))
+                async with session.post(f"http://127.0.0.1:{PORT}/admin/reload") as reply:
+                    if reply.status != 200:
+                        raise RuntimeError(await reply.text())
+                await asyncio.sleep(TAKEN_S)
+                name = f"{repeat}-{gate}-{workload}"
+                cell = Cell(session, options.model, name, random.Random(name))
+                began, before_j = await edge(counter_j)
+                await cell.work(WORK[workload])
+                ended, after_j = await edge(counter_j)
+                latency_s = [run["ended"] - run["began"] for run in cell.runs]
+                row = {
+                    "repeat": repeat,
+                    "gate": gate,
+                    "workload": workload,
+                    "runs": len(cell.runs),
+                    "seconds": round(ended - began, 3),
+                    "joules": round(after_j - before_j, 3),
+                    "output_tokens": cell.output,
+                    "prompt_tokens": cell.prompt,
+                    "cached_tokens": cell.cached,
+                    "j_per_run": round((after_j - before_j) / len(cell.runs), 3),
+                    "latency_mean_s": round(sum(latency_s) / len(latency_s), 4),
+                    "by_run": cell.runs,
+                }
+                lines.write(json.dumps(row) + "\n")
+                lines.flush()
+                print(name, row["seconds"], "s", row["j_per_run"], "J a run", flush=True)
+
+
+def cells(repeats: list[int], gates: list[int]) -> Iterator[tuple[int, int, str]]:
+    """Repeat, gate and workload, in an order drawn anew for each repeat."""
+    for repeat in repeats:
+        order = [(gate, workload) for gate in gates for workload in WORK]
+        random.Random(repeat).shuffle(order)
+        for gate, workload in order:
+            yield repeat, gate, workload
 
 
 def numbers(text: str) -> list[int]:

@@ -19,7 +19,8 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ RATES = (0.7, 2.0, 6.0)
 PAIR_RATE = 1.5
 HEAD = [random.Random(5).randrange(100, 30000) for _ in range(3000)]
 OUTPUT = 150
+SETTLED_S = 6.0  # after the last answer
 
 
 @dataclass(frozen=True)
@@ -175,25 +177,14 @@ class Bench:
 async def measure(options: argparse.Namespace) -> None:
     out: Path = options.out
     out.mkdir(parents=True, exist_ok=True)
-    config: dict[str, Any] = {
-        "listen": {"host": "127.0.0.1", "port": PORT},
-        "engines": [
-            {"name": "vllm", "kind": "vllm", "url": options.engine, "devices": ["h1/gpu:0"], "models": [options.model]}
-        ],
-        "hosts": {"h1": {"zeusd": options.zeusd} if options.zeusd else {"local": True}},
-        "ledger": {"path": str(out / "ledger.sqlite")},
-    }
+    config = configuration(options)
     timeout = aiohttp.ClientTimeout(total=None)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
         bench = Bench(session, options.model, config, out)
         bench.counter_j = zeusd_counter(options.zeusd) if options.zeusd else nvml_counter()
         bench.write(default())
-        serve = ["-m", "joulegate", "serve", "-c", str(out / "joulegate.yaml")]
-        with (out / "gateway.log").open("ab") as log:
-            gateway = await asyncio.create_subprocess_exec(sys.executable, *serve, stderr=log)
         ends = time.monotonic() + 60 * options.minutes
-        try:
-            await ready(session)
+        async with gateway(session, out):
             # The shared head is in the cache from here on, and the engine warm.
             await asyncio.gather(*(bench.ask("search", [200 + n] * 40) for n in range(4)))
             with (out / "trials.jsonl").open("a") as lines, (out / "policy.jsonl").open("a") as said:
@@ -211,12 +202,36 @@ async def measure(options: argparse.Namespace) -> None:
                         text = await reply.text() if reply.status == 200 else ""
                     if text:
                         said.write(json.dumps({"trial": shown, "policy": json.loads(text)}) + "\n")
-            await asyncio.sleep(6)
-            async with session.get(f"{bench.url}/energy/balance") as reply:
-                (out / "balance.json").write_text(await reply.text())
-        finally:
-            gateway.terminate()
-            await asyncio.wait_for(gateway.wait(), 60)
+
+
+def configuration(options: argparse.Namespace) -> dict[str, Any]:
+    """A gateway before the engine that is to be measured, with the GPU's counter or an emulated one's."""
+    return {
+        "listen": {"host": "127.0.0.1", "port": PORT},
+        "engines": [
+            {"name": "vllm", "kind": "vllm", "url": options.engine, "devices": ["h1/gpu:0"], "models": [options.model]}
+        ],
+        "hosts": {"h1": {"zeusd": options.zeusd} if options.zeusd else {"local": True}},
+        "ledger": {"path": str(options.out / "ledger.sqlite")},
+    }
+
+
+@asynccontextmanager
+async def gateway(session: aiohttp.ClientSession, out: Path) -> AsyncIterator[None]:
+    """The gateway that `out`/joulegate.yaml describes. When the work is done its balance goes into `out`."""
+    serve = ["-m", "joulegate", "serve", "-c", str(out / "joulegate.yaml")]
+    with (out / "gateway.log").open("ab") as log:
+        process = await asyncio.create_subprocess_exec(sys.executable, *serve, stderr=log)
+    try:
+        await ready(session)
+        yield
+        await asyncio.sleep(SETTLED_S)
+        async with session.get(f"http://127.0.0.1:{PORT}/energy/balance") as reply:
+            (out / "balance.json").write_text(await reply.text())
+    finally:
+        if process.returncode is None:  # one that could not start has said why in its log
+            process.terminate()
+            await asyncio.wait_for(process.wait(), 60)
 
 
 async def ready(session: aiohttp.ClientSession) -> None:
