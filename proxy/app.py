@@ -209,6 +209,10 @@ class Gateway:
                 begun.append(engine)
                 await engine.start()
                 engine.devices = engine.devices or self._default_devices(engine)
+            for engine in engines:
+                if engine.works_for:
+                    known = {other.name: other.devices for other in [*self.engines, *engines]}
+                    engine.devices = known[engine.works_for]
         except BaseException:
             for engine in begun:
                 await engine.stop()

@@ -1,0 +1,225 @@
+"""Parrot in the place of an engine's HTTP connections: what goes in is OpenAI's, and so is what comes out.
+
+The data plane sends a request and reads a reply, as with any engine; between the two lies a semantic call. Timeouts,
+retries, the breaker and the client's leaving are the data plane's, and mean here what they mean everywhere.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from proxy.energy.receipts import Receipt
+from proxy.energy.work import Progress
+from proxy.parrot import translate
+from proxy.parrot.answer import ESTIMATED, JSON, STREAM, Said, estimate
+from proxy.parrot.calls import Answer, Call, Calls
+from proxy.parrot.core import ServeCore
+from proxy.parrot.sessions import Run, Sessions
+from proxy.parrot.translate import CHAT, Unspeakable
+from proxy.parrot.watch import Watch
+from proxy.parrot.wire import CoreFault, Forgotten, Text
+from proxy.refusal import error_object
+from proxy.route import Lane
+from proxy.upstream import Dropped, Header, Unreachable
+
+log = logging.getLogger("joulegate.parrot")
+
+_LOOK_EVERY_S = 15.0  # while an answer is waited for: whether its session still is
+
+
+class Whole:
+    """A reply that is all there."""
+
+    def __init__(self, status: int, headers: list[Header], body: bytes, usage_by: str = "engine") -> None:
+        self.status, self.headers, self.usage_by = status, headers, usage_by
+        self.counted = True  # its stream, where it is one, was counted as it came from the engine
+        self._body = body
+
+    async def next(self) -> bytes:
+        body, self._body = self._body, b""
+        return body
+
+    async def rest(self) -> bytes:
+        return await self.next()
+
+
+@dataclass(slots=True, eq=False)
+class Names:
+    """The names under which Parrot serves the models of the engine behind it."""
+
+    parrot: str
+    configured: tuple[str, ...]
+    behind: Callable[[], Lane | None]
+
+    def listing(self) -> list[dict[str, Any]]:
+        """As its `/v1/models` would list them: `parrot/m` for the engine's `m`, or the configured ones."""
+        if self.configured:
+            return [{"id": name, "object": "model", "created": 0, "owned_by": "parrot"} for name in self.configured]
+        return [{**entry, "id": f"{self.parrot}/{name}"} for name, entry in self._known().items()]
+
+    def of_engine(self, name: str) -> str:
+        """The engine's own name of a model. Raises Unspeakable for one that is none of ours."""
+        known, prefix = self._known(), f"{self.parrot}/"
+        if name.startswith(prefix) and name.removeprefix(prefix) in known:
+            return name.removeprefix(prefix)
+        if name in self.configured and (name in known or len(known) == 1):
+            return name if name in known else next(iter(known))
+        served = ", ".join(known) or "none yet"
+        raise Unspeakable(f"{name[:200]!r} is no model of the engine behind Parrot; it serves: {served}", "model")
+
+    def _known(self) -> dict[str, dict[str, Any]]:
+        lane = self.behind()
+        if lane is None:
+            return {}
+        return lane.models or {name: {"id": name, "object": "model"} for name in lane.engine.models}
+
+
+class ParrotUpstream:
+    """Everything of one Parrot that requests share. Without an egress (`behind` None) its own engine computes."""
+
+    def __init__(
+        self, core: ServeCore, sessions: Sessions, calls: Calls, watch: Watch, names: Names, egress: bool
+    ) -> None:
+        self.core, self.sessions, self.calls, self.watch, self.names = core, sessions, calls, watch, names
+        self.egress = egress
+        self.closed = False
+
+    @property
+    def connect_s(self) -> float:
+        return self.core.upstream.connect_s
+
+    @connect_s.setter
+    def connect_s(self, seconds: float) -> None:
+        self.core.upstream.connect_s = seconds
+
+    def bind(self, receipt: Receipt | None, progress: Progress | None) -> "Bound":
+        """The same for one attempt of one request."""
+        return Bound(self, receipt.run if receipt is not None else None, progress)
+
+    async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Whole:
+        """What the gateway asks for itself: whether Parrot is well, and which models it serves."""
+        path = target.partition(b"?")[0]
+        if (method, path) == (b"GET", b"/health"):
+            return Whole(200 if await self.watch.is_well() and self.names.listing() else 503, [], b"")
+        if (method, path) == (b"GET", b"/v1/models"):
+            return Whole(200, list(JSON), orjson.dumps({"object": "list", "data": self.names.listing()}))
+        return _refused(Unspeakable(f"{path.decode('latin-1')[:200]} cannot pass Parrot", None))
+
+    def release(self, reply: object) -> None:
+        """A reply is all there; nothing is kept of it."""
+
+    def close(self) -> None:
+        """No further request is taken; what remains of the others is the engine's to end."""
+        self.closed = True
+
+
+@dataclass(slots=True, eq=False)
+class Bound:
+    """Parrot for one attempt; `run` is None for what has no receipt and cannot pass."""
+
+    parrot: ParrotUpstream
+    run: Run | None
+    progress: Progress | None
+    closed: bool = field(default=False, init=False)
+
+    async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Whole:
+        """The whole of a semantic call. Raises what `Upstream.send` raises, and CoreFault, which is an OSError too."""
+        path = target.partition(b"?")[0].decode("latin-1")
+        try:
+            asked = orjson.loads(body)
+            translate.check(path, asked, builtin=not self.parrot.egress)
+            said = translate.texts(path, asked)
+            if self.run is None:
+                raise Unspeakable(f"{path[:200]} cannot pass Parrot", None)
+            if self.parrot.egress:
+                return await self._through_egress(self.run, path, asked, said, headers)
+            return await self._builtin(self.run, path, asked, said)
+        except Unspeakable as no:
+            return _refused(no)
+
+    def release(self, reply: object) -> None:
+        """A reply is all there; nothing is kept of it."""
+
+    async def _through_egress(
+        self, run: Run, path: str, asked: dict[str, Any], said: list[str], headers: list[Header]
+    ) -> Whole:
+        parrot = self.parrot
+        if not parrot.names.listing():
+            raise Unreachable("the engine behind it has not said what it serves")
+        if isinstance(asked.get("model"), str):
+            asked["model"] = parrot.names.of_engine(asked["model"])
+        call = parrot.calls.open(path, asked, headers, self.progress)
+        try:
+            sampling = translate.sampling(asked, stop=[call.id])
+            answer = await self._answered(run, [Text(one) for one in said], sampling, call)
+        finally:
+            parrot.calls.close(call)
+        return Whole(answer.status, answer.headers, answer.body)
+
+    async def _answered(self, run: Run, inputs: list[Text], sampling: dict[str, Any], call: Call) -> Answer:
+        """What the engine said, once Parrot has it too: or at once, where that is a failure."""
+        parrot = self.parrot
+        use, session, var = await parrot.sessions.submit(run, inputs, sampling)
+        poll = asyncio.create_task(parrot.core.content(session, var))
+        parrot.calls.owe(call.id)
+        try:
+            while not call.answer.done() and not poll.done():
+                done, _ = await asyncio.wait(
+                    [call.answer, poll], timeout=_LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done and not call.began.is_set():
+                    await self._look(session, use)
+            if not call.answer.done():
+                await poll  # which has failed, or else was answered by somebody else
+                raise CoreFault("Parrot's engine does not go through the gateway; its base_url must be the egress's")
+            answer = call.answer.result()
+            if answer.status < 400:
+                await poll
+            parrot.watch.passed()
+            return answer
+        except OSError as error:
+            parrot.calls.lost(call.id)
+            if isinstance(error, Forgotten):
+                parrot.sessions.forget(use)
+            raise
+        finally:
+            parrot.sessions.done(use)
+            poll.cancel()
+
+    async def _look(self, session: Any, use: Any) -> None:
+        """Whether the answer can still come: a session that went bad leaves who waits for it waiting for good."""
+        if not await self.parrot.core.knows(session):
+            raise Forgotten("ServeCore has dropped the run's session")
+        if self.parrot.watch.is_stuck():
+            raise Dropped("Parrot passes nothing on; is an engine registered with it?")
+
+    async def _builtin(self, run: Run, path: str, asked: dict[str, Any], said: list[str]) -> Whole:
+        parrot, models = self.parrot, self.parrot.names.configured
+        sampling = translate.builtin_sampling(asked)
+        only = [asked["model"]] if len(models) > 1 and isinstance(asked.get("model"), str) else []
+        use, session, var = await parrot.sessions.submit(
+            run, [Text(one) for one in said], sampling, model_type="token_id", models=only
+        )
+        try:
+            text = await parrot.core.content(session, var)
+        finally:
+            parrot.sessions.done(use)
+        parrot.watch.passed()
+        text = translate.stop_of(asked).cut(text)
+        usage = estimate("".join(said), text, sampling["max_gen_length"])
+        kind = "chatcmpl" if path == CHAT else "cmpl"
+        model = str(asked.get("model") or next(iter(models), ""))
+        answer = Said(f"{kind}-{secrets.token_hex(12)}", model, int(time.time()), text, usage=usage)
+        if asked.get("stream") is True:
+            return Whole(200, [*STREAM, ESTIMATED], answer.stream(path), "estimated")
+        return Whole(200, [*JSON, ESTIMATED], orjson.dumps(answer.whole(path)), "estimated")
+
+
+def _refused(no: Unspeakable) -> Whole:
+    return Whole(400, list(JSON), error_object(400, str(no), no.code, no.param))
