@@ -54,8 +54,9 @@ def check(path: str, body: Mapping[str, Any], builtin: bool) -> None:
     for name in ("n", "best_of"):
         if body.get(name) not in (None, 1):
             raise Unspeakable(f"{name} must be 1 on Parrot: a semantic call has one output", name)
-    for name in ("logprobs", "top_logprobs"):
-        if body.get(name) not in (None, False) and not (name == "top_logprobs" and body[name] == 0):
+    for name, none in (("logprobs", False), ("top_logprobs", 0)):
+        value = body.get(name)
+        if value is not None and (value != none or type(value) is not type(none)):  # 0 logprobs are the token's own
             raise Unspeakable(f"{name} cannot pass Parrot, which carries text alone", name)
     form = body.get("response_format")
     if form is not None and form != {"type": "text"}:

@@ -70,6 +70,8 @@ class FakeCore:
         self.life_span_s, self.capacity = 600.0, 256
         self.has_engine = True
         self.dead: str | None = None  # why it died
+        self.died = asyncio.Event()
+        self.activated = asyncio.Event()  # somebody asked for what a call makes
         self.submitted: list[Semantic] = []
         self.log: list[Semantic] = []
         self.deleted: list[int] = []
@@ -87,9 +89,9 @@ class FakeCore:
         app.router.add_delete("/v1/session/{id}", self._wrap(self._close))
         app.router.add_post("/v1/semantic_call", self._wrap(self._submit))
         app.router.add_get("/v1/semantic_var/{id}", self._wrap(self._get))
-        self._runner, self._http = web.AppRunner(app), ClientSession()
+        self._runner, self._http = web.AppRunner(app, shutdown_timeout=0.1), ClientSession()
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port, shutdown_timeout=0.1)
+        site = web.TCPSite(self._runner, "127.0.0.1", port)
         await site.start()
         self.url = f"http://127.0.0.1:{self._runner.addresses[0][1]}"
         self._tasks.add(asyncio.create_task(self._loop()))
@@ -116,6 +118,7 @@ class FakeCore:
     async def die(self, why: str) -> None:
         """One error in a task of its own ends the process (`fail_fast`)."""
         self.dead = self.dead or why
+        self.died.set()
         await self.stop()
 
     def advance(self, seconds: float) -> None:
@@ -130,6 +133,7 @@ class FakeCore:
         self.sessions: dict[int, Kept] = {}
         self._free: deque[int] = deque()
         self._next_id, self._ahead_s, self._running = 0, 0.0, 0
+        self._queue: list[tuple[Semantic, asyncio.Event]] = []
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time() + self._ahead_s
@@ -140,9 +144,21 @@ class FakeCore:
             for id_, kept in list(self.sessions.items()):
                 if kept.bad or self._now() - kept.touched > self.life_span_s:
                     self._remove(id_)
+            self._schedule()
             stale = [s for s in self.submitted if s.payload.get("cache_prefix", True) and s.criteria is None]
             if stale and self._ahead_s > 600:
                 return await self.die("a cached prefix expired whose call never ran")
+
+    def _schedule(self) -> None:
+        """Let those run that an engine can take; the others wait, for good if need be."""
+        engine_type = "text" if self.base_url else "token_id"
+        for call, scheduled in list(self._queue):
+            bound = LATENCY_BOUND if call.criteria == "latency" else self.capacity
+            if self.has_engine and call.model_type == engine_type and self._running < bound:
+                self._queue.remove((call, scheduled))
+                self._running += 1
+                self.log.append(call)
+                scheduled.set()
 
     # Its API --------------------------------------------------------------------------------------------------------
 
@@ -265,26 +281,25 @@ class FakeCore:
             if variable.producer is not None and variable.producer.criteria is None:
                 self._activate(variable.producer, criteria)
         call.criteria = criteria
+        self.activated.set()
         self._tasks.add(asyncio.create_task(self._execute(call)))
 
     async def _execute(self, call: Semantic) -> None:
         for variable in call.inputs:
             await variable.ready.wait()
-        engine_type = "text" if self.base_url else "token_id"
-        bound = LATENCY_BOUND if call.criteria == "latency" else self.capacity
-        while not self.has_engine or call.model_type != engine_type or self._running >= bound:
-            await asyncio.sleep(0.005)
-        self._running += 1
-        self.log.append(call)
+        scheduled = asyncio.Event()
+        self._queue.append((call, scheduled))
+        await scheduled.wait()
         try:
             prompt = "".join(variable.content or "" for variable in call.inputs)
             text = await self._generate(call, prompt)
         finally:
             self._running -= 1
-        if not isinstance(text, str):
-            return await self.die("its engine had no text, or failed")
-        call.out.content = text
-        call.out.ready.set()
+        if isinstance(text, str):
+            call.out.content = text
+            call.out.ready.set()
+        else:
+            await self.die("its engine had no text, or failed")
 
     async def _generate(self, call: Semantic, prompt: str) -> Any:
         if not self.base_url:
@@ -312,8 +327,7 @@ class FakeCore:
 async def serve(port: int, base_url: str, key: str) -> None:
     core = FakeCore(base_url, key)
     print(await core.start(port), flush=True)
-    while core.dead is None:
-        await asyncio.sleep(0.1)
+    await core.died.wait()
 
 
 if __name__ == "__main__":

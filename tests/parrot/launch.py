@@ -1,8 +1,8 @@
 """Starts the real ParrotServe on a machine without a GPU: `python launch.py core|engine [its own arguments]`.
 
-The checkout is on PYTHONPATH. Its `openai` engine computes nothing, but Parrot imports what computes all the same: torch
-and transformers for names that nobody then uses, and its `builtin` engine with kernels of CUDA. Stand-ins take their
-places, and everything else is Parrot as it is.
+The checkout is on PYTHONPATH. Its `openai` engine computes nothing, but Parrot imports what computes all the same:
+torch and transformers for names that nobody then uses, and its `builtin` engine with kernels of CUDA. Stand-ins take
+their places, and everything else is Parrot as it is.
 """
 
 import runpy
