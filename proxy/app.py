@@ -483,7 +483,11 @@ class Gateway:
             ledger_backlog=len(self.meter.writer.waiting),
             ledger_waiting=self.meter.writer.requests,
             policy=policy_gauges(self.control, {key: gate.held(key[1]) for key, gate in gates.items()}),
-            methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
+            methods={
+                lane.name: told
+                for lane in self.lanes
+                if (told := self.attribution.method(lane.works_for or lane.name, now))
+            },
         )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from proxy.parrot.core import ServeCore
-from proxy.parrot.wire import Forgotten, Session, Text, Var
+from proxy.parrot.wire import CoreFault, Forgotten, Session, Text, Var
 
 log = logging.getLogger("joulegate.parrot")
 
@@ -125,11 +125,17 @@ class Sessions:
 
     async def _end(self) -> None:
         while self._leaving:
-            use = self._leaving.pop()
-            with suppress(OSError):  # whoever cannot be told, or does not know it, keeps nothing of it
+            use = self._leaving[0]
+            try:
                 session = await use.opening
                 if session.id not in self._ids():  # else ServeCore was restarted, and the id is a later run's
                     await self.core.close_session(session)
+            except CoreFault:
+                log.debug("a session could not be ended: ServeCore does not know it")
+            except OSError:
+                self._leaving.clear()  # a core that cannot be reached keeps none of them for long
+                return
+            self._leaving.remove(use)
 
     def _ids(self) -> set[int]:
         opened = [use.opening for use in self._uses.values() if use.opening.done() and not use.opening.cancelled()]

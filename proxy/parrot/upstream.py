@@ -9,7 +9,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -100,7 +100,7 @@ class ParrotUpstream:
 
     def bind(self, receipt: Receipt | None, progress: Progress | None) -> "Bound":
         """The same for one attempt of one request."""
-        return Bound(self, receipt.run if receipt is not None else None, progress)
+        return Bound(self, receipt.run if receipt is not None else None, progress, self.closed)
 
     async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Whole:
         """What the gateway asks for itself: whether Parrot is well, and which models it serves."""
@@ -126,7 +126,7 @@ class Bound:
     parrot: ParrotUpstream
     run: Run | None
     progress: Progress | None
-    closed: bool = field(default=False, init=False)
+    closed: bool
 
     async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Whole:
         """The whole of a semantic call. Raises what `Upstream.send` raises, and CoreFault, which is an OSError too."""

@@ -171,7 +171,9 @@ class FakeCore:
                 said = f"ParrotError(type=<class 'RuntimeError'>, msg={error})"
                 return web.json_response({"error": said, "traceback": "Traceback: ..."}, status=500)
             except Exception:
-                return web.Response(text="Internal Server Error", status=500)
+                reply = web.Response(text="Internal Server Error", status=500)
+                reply.force_close()
+                return reply
 
         return handler
 

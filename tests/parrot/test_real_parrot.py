@@ -131,7 +131,9 @@ def test_the_engine_killed_and_back(scripted: Any, stage: Any) -> None:
 async def behaviour(url: str) -> list[Any]:
     """What a ServeCore answers to what a careless client sends: statuses, fields, and what it says of errors."""
     seen: list[Any] = []
-    async with httpx.AsyncClient(base_url=url, timeout=5) as http:
+    # A connection for each: after an error of its own making it closes the one on which it said so.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=5, limits=limits) as http:
 
         async def tell(method: str, path: str, body: Any = None) -> Any:
             reply = await (http.request(method, path) if body is None else http.request(method, path, json=body))
