@@ -91,6 +91,10 @@ async def test_a_whole_graph_at_once_in_the_wrong_order(gateway: Gateway, engine
         "map-2": ["plan"],
         "merge": ["map-1", "map-2"],
     }
+    assert 0.0 < by_node["map-1"]["held_s"] < by_node["merge"]["held_s"] <= by_node["merge"]["duration_s"]
+    graph = found["dag"]
+    assert graph["critical_path"] in (["plan", "map-1", "merge"], ["plan", "map-2", "merge"])
+    assert graph["critical_path_s"] <= found["duration_s"] and set(graph["nodes"]) == set(by_node)
 
 
 async def test_a_failed_producer_costs_its_dependents_nothing(
