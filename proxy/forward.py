@@ -89,7 +89,6 @@ class Forward:
         self.arrivals: Arrivals | None = None
         self.recorder: Recorder | None = None
         self.nodes = Nodes(config.limits) if nodes is None else nodes
-        book.on_close = self.nodes.close
         self.configure(config)
 
     def configure(self, config: Config) -> None:

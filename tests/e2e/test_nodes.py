@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -95,6 +96,15 @@ async def test_a_whole_graph_at_once_in_the_wrong_order(gateway: Gateway, engine
     graph = found["dag"]
     assert graph["critical_path"] in (["plan", "map-1", "merge"], ["plan", "map-2", "merge"])
     assert graph["critical_path_s"] <= found["duration_s"] and set(graph["nodes"]) == set(by_node)
+
+
+async def test_the_page_shows_what_works(gateway: Gateway, engine: Engine) -> None:
+    code = (Path(__file__).parents[2] / "docs/nodes.md").read_text().partition("```python\n")[2].partition("```")[0]
+    page: dict[str, Any] = {}
+    exec(code.replace("http://127.0.0.1:8080", gateway.url).replace('"m"', '"stub-7b"'), page)
+    answer = "joule " * 8
+    assert await page["summarize"](["one", "two"]) == answer
+    assert prompts(engine, page["run"])["merge"] == f"Merge these summaries:\n{answer}\n{answer}"
 
 
 async def test_a_failed_producer_costs_its_dependents_nothing(

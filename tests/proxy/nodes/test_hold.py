@@ -111,7 +111,7 @@ async def test_so_many_may_be_held_and_no_more() -> None:
 
 async def test_runs_are_apart_and_what_they_said_ends_with_them() -> None:
     calls, book = Calls(), Book(str, lambda _, step: step)
-    book.on_close = calls.nodes.close
+    book.on_close.append(calls.nodes.close)
     receipts = [
         book.open(identify({b"x-workflow-id": b"r1"}, {}, f"q{n}"), tenant, f"q{n}", "/", 1.0, 0.0)
         for n, tenant in enumerate(("acme", "other"))
