@@ -59,6 +59,7 @@ class Nodes:
         self.configure(limits)
         self.draining = False
         self._graphs: dict[RunKey, Graph] = {}
+        self._keeping: dict[Graph, None] = {}  # those with outputs, in the order in which each got its last
         self._waiting: dict[Node, list[asyncio.Future[None]]] = {}
         self.held = 0
 
@@ -105,7 +106,10 @@ class Nodes:
     def leave(self, call: Call, code: int, outcome: Outcome) -> None:
         """A call is over, with this status for its client; those that wait for it go on, or never will."""
         if outcome is Outcome.OK:
-            self._tell(call.graph.done(call.node, call.answer.text))
+            text = call.answer.text
+            if text:
+                self._make_room(call.graph, len(text.encode()))
+            self._tell(call.graph.done(call.node, text))
         elif outcome is Outcome.CANCELLED:
             self._tell(call.graph.fail(call.node, "was cancelled: its client left"))
         else:
@@ -121,7 +125,7 @@ class Nodes:
     def close(self, run: Run) -> None:
         """The run takes no more calls: its outputs are kept no longer."""
         if (graph := self._graphs.pop((run.tenant, run.run), None)) is not None:
-            graph.forget()
+            self._drop(graph)
 
     def drain(self) -> None:
         """No more calls come: those that wait for one which is not here are told so."""
@@ -152,6 +156,25 @@ class Nodes:
             waiting.remove(future)
             if not waiting:
                 del self._waiting[call.node]
+
+    def _make_room(self, graph: Graph, size: int) -> None:
+        """Drop the outputs of the runs that were quiet for longest, as far as that is needed for so many bytes."""
+        self._keeping.pop(graph, None)
+        over = self._room.kept_bytes + size - self._room.most_bytes
+        quiet: list[Graph] = []
+        for other in self._keeping if over > 0 else ():
+            if other.is_idle:
+                quiet.append(other)
+                over -= other.room.kept_bytes
+                if over <= 0:
+                    break
+        for other in quiet:
+            self._drop(other)
+        self._keeping[graph] = None
+
+    def _drop(self, graph: Graph) -> None:
+        self._keeping.pop(graph, None)
+        graph.drop_outputs()
 
     def _tell(self, changed: Iterable[Node]) -> None:
         for node in changed:
