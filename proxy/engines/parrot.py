@@ -26,6 +26,7 @@ class Parrot(OpenAI):
 
     kind: str = "parrot"
     health_paths: tuple[str, ...] = ("/health",)
+    schedules_nodes: bool = True
 
     def __init__(self, config: EngineConfig) -> None:
         """Raises ConfigError for an egress without a good key, and where neither egress nor models are given."""

@@ -72,16 +72,6 @@ class Said:
         }
 
 
-def text_of(reply: Any) -> str:
-    """The text of a reply without a stream, in the words of either API; empty where there is none."""
-    try:
-        choice = reply["choices"][0]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-    except (KeyError, IndexError, TypeError):
-        return ""
-    return text if isinstance(text, str) else ""
-
-
 def estimate(prompt: str, text: str, most: int) -> dict[str, Any]:
     """A usage where nobody counted: by the length of the texts."""
     prompt_tokens, output = _tokens(prompt), min(_tokens(text), most)

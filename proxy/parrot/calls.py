@@ -7,7 +7,7 @@ call, however often Parrot's client asks for it, and by nobody once the client h
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,10 @@ import orjson
 
 from proxy import clock
 from proxy.energy.work import Progress
-from proxy.parrot.answer import JSON, STREAM, text_of
+from proxy.nodes.answer import Answer as Heard
+from proxy.parrot.answer import JSON, STREAM
 from proxy.parrot.gather import Gather
+from proxy.refusal import Refusal
 from proxy.route import Lane
 from proxy.upstream import Dropped, Header, Unreachable
 
@@ -26,19 +28,20 @@ _PASSED_ON = range(400, 500)  # the engine's own word on the request, which is t
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the engine said, as the client gets it; `text` is what Parrot gets of it."""
+    """What the engine said, as the client gets it; `text` is what Parrot gets of it, None where there is none."""
 
     status: int
     headers: list[Header]
     body: bytes
-    text: str = ""
+    text: str | None = None
 
 
 @dataclass(slots=True, eq=False)
 class Call:
     """One request on its way through Parrot. `answer` is set by the engine, or by whoever gives up on it.
 
-    `path` and `body` are the engine's: the model's name is the one that it knows.
+    `path` and `body` are the engine's: the model's name is the one that it knows. `fill` puts into the body what other
+    calls made, and is false where one of them failed: the call is then `hopeless`, and the engine is not asked.
     """
 
     id: str
@@ -47,6 +50,8 @@ class Call:
     headers: list[Header]
     progress: Progress | None
     answer: asyncio.Future[Answer]
+    fill: Callable[[Mapping[str, Any]], bool]
+    hopeless: bool = False
     began: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -90,9 +95,16 @@ class Calls:
         if not self._owed:
             self.none_owed.set()
 
-    def open(self, path: str, body: dict[str, Any], headers: list[Header], progress: Progress | None) -> Call:
+    def open(
+        self,
+        path: str,
+        body: dict[str, Any],
+        headers: list[Header],
+        progress: Progress | None,
+        fill: Callable[[Mapping[str, Any]], bool] = lambda _: True,
+    ) -> Call:
         answer = asyncio.get_running_loop().create_future()
-        call = Call(_PREFIX + secrets.token_hex(16), path, body, headers, progress, answer)
+        call = Call(_PREFIX + secrets.token_hex(16), path, body, headers, progress, answer, fill)
         self._calls[call.id] = call
         return call
 
@@ -116,18 +128,21 @@ class Calls:
         if call.task is not None:
             await asyncio.wait([call.task])
         failed = not call.answer.done() or call.answer.cancelled() or call.answer.exception() is not None
-        return "" if failed else call.answer.result().text
+        return "" if failed else call.answer.result().text or ""
 
     async def _ask(self, call: Call, lane: Lane | None) -> None:
         """Let the engine answer. Its failures are the call's, whoever waits for that."""
         try:
+            if not call.fill(call.body):
+                call.hopeless = True
+                return
             if lane is None:
                 raise Unreachable("the engine behind it has left")
             if call.progress is not None:
                 call.progress.dispatched = clock.now()
                 self._start(call.progress)
             answer = await _exchange(call, lane)
-        except OSError as error:
+        except (OSError, Refusal) as error:
             if not call.answer.done():
                 call.answer.set_exception(error)
                 call.answer.exception()  # looked at: a client that has left does not make it unheard
@@ -148,7 +163,10 @@ async def _exchange(call: Call, lane: Lane) -> Answer:
         body = await reply.rest()
         if reply.status >= 500:
             raise Dropped(f"engine {lane.name} behind it answered {reply.status}")
-        return Answer(reply.status, reply.headers, body, text_of(_parsed(body)) if reply.status < 400 else "")
+        heard = Heard()
+        if reply.status < 400:
+            heard.whole(_parsed(body))
+        return Answer(reply.status, reply.headers, body, heard.text if reply.status < 400 else None)
     finally:
         lane.upstream.release(reply)
 
@@ -169,7 +187,8 @@ async def _gathered(call: Call, lane: Lane, reply: Any) -> Answer:
         raise Dropped(f"engine {lane.name} behind it refused inside its stream")
     if said is None:
         raise Dropped(f"engine {lane.name} behind it ended its stream before its answer was complete")
-    return Answer(200, list(STREAM), said.stream(call.path), said.text)
+    text = None if said.reasoning and not said.text else said.text
+    return Answer(200, list(STREAM), said.stream(call.path), text)
 
 
 def _count(progress: Progress, seen: int, before: int) -> None:

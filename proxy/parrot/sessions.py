@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -52,6 +52,9 @@ class Use:
     calls: int = 0
 
 
+Inputs = Callable[[Use], Awaitable[Sequence[Text | Var]]]  # the parts of a prompt, as they are said in a session
+
+
 class Sessions:
     """The sessions of all runs, by the run's uid; `sweep_forever` ends those that are no longer needed."""
 
@@ -66,20 +69,21 @@ class Sessions:
     async def submit(
         self,
         run: Run,
-        inputs: Sequence[Text | Var],
+        inputs: Inputs,
         sampling: Mapping[str, Any],
         model_type: str = "text",
         models: Sequence[str] = (),
     ) -> tuple[Use, Session, Var]:
         """Make a call known in its run's session; `done` must follow. Where ServeCore has forgotten the session the
-        call goes into a new one. Raises CoreFault, or what `Upstream.send` raises."""
+        call goes into a new one. Raises CoreFault, or what `Upstream.send` and `inputs` raise."""
         for again in range(_TRIES):
             use = self._of(run)
             use.calls += 1
             try:
                 session = await asyncio.shield(use.opening)
+                parts = await inputs(use)
                 use.numbers.asked += 1
-                number, var = await self.core.submit(session, inputs, sampling, model_type, models)
+                number, var = await self._submitted(session, parts, sampling, model_type, models)
                 if use.numbers.fit(number):
                     return use, session, var
                 raise Forgotten("ServeCore gave the session to another run")
@@ -91,6 +95,22 @@ class Sessions:
                 if not isinstance(error, Forgotten) or again == _TRIES - 1:
                     raise
         raise AssertionError("unreachable")
+
+    async def _submitted(
+        self,
+        session: Session,
+        parts: Sequence[Text | Var],
+        sampling: Mapping[str, Any],
+        model_type: str,
+        models: Sequence[str],
+    ) -> tuple[int, Var]:
+        try:
+            return await self.core.submit(session, parts, sampling, model_type, models)
+        except CoreFault:
+            # In a session that is another's by now our variables are unknown, which an error tells that says nothing.
+            if any(isinstance(part, Var) for part in parts):
+                raise Forgotten("ServeCore does not know the run's variables") from None
+            raise
 
     def done(self, use: Use) -> None:
         """A call has its answer, or nobody waits for it any more."""

@@ -10,20 +10,23 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
 
 from proxy.energy.receipts import Receipt
 from proxy.energy.work import Progress
+from proxy.nodes.hold import NodeCall
 from proxy.parrot import translate
 from proxy.parrot.answer import ESTIMATED, JSON, STREAM, Said, estimate
 from proxy.parrot.calls import Answer, Call, Calls
 from proxy.parrot.core import ServeCore
-from proxy.parrot.sessions import Run, Sessions
+from proxy.parrot.needs import Handle, Needs
+from proxy.parrot.sessions import Run, Sessions, Use
 from proxy.parrot.translate import CHAT, Unspeakable
 from proxy.parrot.watch import Watch
-from proxy.parrot.wire import CoreFault, Forgotten, Text
+from proxy.parrot.wire import CoreFault, Forgotten, Session, Var
 from proxy.refusal import error_object
 from proxy.route import Lane
 from proxy.upstream import Dropped, Header, Unreachable
@@ -130,6 +133,15 @@ class Bound:
 
     async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Whole:
         """The whole of a semantic call. Raises what `Upstream.send` raises, and CoreFault, which is an OSError too."""
+        return await self._send(None, target, headers, body)
+
+    async def send_node(
+        self, call: NodeCall, method: bytes, target: bytes, headers: list[Header], body: bytes
+    ) -> Whole:
+        """The same for a call that others of its run may name, and that may name others. Raises Refusal, too."""
+        return await self._send(call, target, headers, body)
+
+    async def _send(self, node: NodeCall | None, target: bytes, headers: list[Header], body: bytes) -> Whole:
         path = target.partition(b"?")[0].decode("latin-1")
         try:
             asked = orjson.loads(body)
@@ -138,8 +150,8 @@ class Bound:
             if self.run is None:
                 raise Unspeakable(f"{path[:200]} cannot pass Parrot", None)
             if self.parrot.egress:
-                return await self._through_egress(self.run, path, asked, said, headers)
-            return await self._builtin(self.run, path, asked, said)
+                return await self._through_egress(self.run, node, path, asked, said, headers)
+            return await self._builtin(self.run, node, path, asked, said)
         except Unspeakable as no:
             return _refused(no)
 
@@ -147,35 +159,48 @@ class Bound:
         """A reply is all there; nothing is kept of it."""
 
     async def _through_egress(
-        self, run: Run, path: str, asked: dict[str, Any], said: list[str], headers: list[Header]
+        self,
+        run: Run,
+        node: NodeCall | None,
+        path: str,
+        asked: dict[str, Any],
+        said: list[str],
+        headers: list[Header],
     ) -> Whole:
         parrot = self.parrot
         if not parrot.names.listing():
             raise Unreachable("the engine behind it has not said what it serves")
         if isinstance(asked.get("model"), str):
             asked["model"] = parrot.names.of_engine(asked["model"])
-        call = parrot.calls.open(path, asked, headers, self.progress)
+        needs = Needs(node)
+        call = parrot.calls.open(path, asked, headers, self.progress, needs.fill)
         try:
             sampling = translate.sampling(asked, stop=[call.id])
-            answer = await self._answered(run, [Text(one) for one in said], sampling, call)
+            use, session, var = await parrot.sessions.submit(run, partial(needs.inputs, said), sampling)
+            if node is not None:
+                text = asyncio.get_running_loop().create_future()
+                call.answer.add_done_callback(partial(_tell, text))
+                node.submitted(Handle(use, var, text))
+            answer = await self._answered(use, session, var, call, node)
         finally:
             parrot.calls.close(call)
         return Whole(answer.status, answer.headers, answer.body)
 
-    async def _answered(self, run: Run, inputs: list[Text], sampling: dict[str, Any], call: Call) -> Answer:
+    async def _answered(self, use: Use, session: Session, var: Var, call: Call, node: NodeCall | None) -> Answer:
         """What the engine said, once Parrot has it too: or at once, where that is a failure."""
         parrot = self.parrot
-        use, session, var = await parrot.sessions.submit(run, inputs, sampling)
         poll = asyncio.create_task(parrot.core.content(session, var))
+        lost = asyncio.create_task(node.lost()) if node is not None and node.needs else None
+        waited: list[asyncio.Future[Any]] = [call.answer, poll, *([lost] if lost is not None else ())]
         parrot.calls.owe(call.id)
         try:
-            while not call.answer.done() and not poll.done():
-                done, _ = await asyncio.wait(
-                    [call.answer, poll], timeout=_LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED
-                )
+            while not any(one.done() for one in waited):
+                done, _ = await asyncio.wait(waited, timeout=_LOOK_EVERY_S, return_when=asyncio.FIRST_COMPLETED)
                 if not done and not call.began.is_set():
-                    await self._look(session, use)
+                    await self._look(session)
             if not call.answer.done():
+                if lost is not None and (lost.done() or call.hopeless):
+                    raise await lost
                 await poll  # which has failed, or else was answered by somebody else
                 raise CoreFault("Parrot's engine does not go through the gateway; its base_url must be the egress's")
             answer = call.answer.result()
@@ -191,27 +216,41 @@ class Bound:
         finally:
             parrot.sessions.done(use)
             poll.cancel()
+            if lost is not None:
+                lost.cancel()
 
-    async def _look(self, session: Any, use: Any) -> None:
+    async def _look(self, session: Session) -> None:
         """Whether the answer can still come: a session that went bad leaves who waits for it waiting for good."""
         if not await self.parrot.core.knows(session):
             raise Forgotten("ServeCore has dropped the run's session")
         if self.parrot.watch.is_stuck():
             raise Dropped("Parrot passes nothing on; is an engine registered with it?")
 
-    async def _builtin(self, run: Run, path: str, asked: dict[str, Any], said: list[str]) -> Whole:
-        parrot, models = self.parrot, self.parrot.names.configured
+    async def _builtin(
+        self, run: Run, node: NodeCall | None, path: str, asked: dict[str, Any], said: list[str]
+    ) -> Whole:
+        parrot, models, stop = self.parrot, self.parrot.names.configured, translate.stop_of(asked)
         sampling = translate.builtin_sampling(asked)
         only = [asked["model"]] if len(models) > 1 and isinstance(asked.get("model"), str) else []
-        use, session, var = await parrot.sessions.submit(
-            run, [Text(one) for one in said], sampling, model_type="token_id", models=only
-        )
+        parts = partial(Needs(node).inputs, said)
+        use, session, var = await parrot.sessions.submit(run, parts, sampling, model_type="token_id", models=only)
+        poll = asyncio.create_task(parrot.core.content(session, var))
+        lost = asyncio.create_task(node.lost()) if node is not None and node.needs else None
+        if node is not None and not stop.strings:  # else Parrot would feed others what is cut here
+            made = asyncio.get_running_loop().create_future()
+            poll.add_done_callback(partial(_tell_made, made))
+            node.submitted(Handle(use, var, made))
         try:
-            text = await parrot.core.content(session, var)
+            await asyncio.wait([poll] if lost is None else [poll, lost], return_when=asyncio.FIRST_COMPLETED)
+            if lost is not None and not poll.done():
+                raise lost.result()
+            text = stop.cut(await poll)
         finally:
             parrot.sessions.done(use)
+            poll.cancel()
+            if lost is not None:
+                lost.cancel()
         parrot.watch.passed()
-        text = translate.stop_of(asked).cut(text)
         usage = estimate("".join(said), text, sampling["max_gen_length"])
         kind = "chatcmpl" if path == CHAT else "cmpl"
         model = str(asked.get("model") or next(iter(models), ""))
@@ -219,6 +258,19 @@ class Bound:
         if asked.get("stream") is True:
             return Whole(200, [*STREAM, ESTIMATED], answer.stream(path), "estimated")
         return Whole(200, [*JSON, ESTIMATED], orjson.dumps(answer.whole(path)), "estimated")
+
+
+def _tell(text: "asyncio.Future[str | None]", answer: asyncio.Future[Answer]) -> None:
+    """Say to those that need it what a call made."""
+    failed = answer.cancelled() or answer.exception() is not None
+    if not text.done():
+        text.set_result(None if failed else answer.result().text)
+
+
+def _tell_made(text: "asyncio.Future[str | None]", poll: asyncio.Future[str]) -> None:
+    failed = poll.cancelled() or poll.exception() is not None
+    if not text.done():
+        text.set_result(None if failed else poll.result())
 
 
 def _refused(no: Unspeakable) -> Whole:

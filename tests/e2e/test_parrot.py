@@ -90,6 +90,37 @@ def test_the_engines_work_is_the_requests_and_nobody_elses(parrot: Any) -> None:
     assert books["foreign_j"] == 0 and abs(residual_uj(books)) <= 1
 
 
+def ask_all(parrot: Any, run: str, calls: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, httpx.Response]:
+    """Named calls of one run, all sent at once: by their names, what each says and what else is in its body."""
+
+    def ask(name: str) -> httpx.Response:
+        content, body = calls[name]
+        headers = {"X-Workflow-Id": run, "X-Workflow-Node": name, "X-Workflow-Step": name.partition("-")[0]}
+        return parrot.gateway.chat(headers, model=MODEL, content=content, max_tokens=3, **body)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return dict(zip(calls, pool.map(ask, calls), strict=True))
+
+
+def test_named_calls_become_parrots_graph(parrot: Any) -> None:
+    coders = {f"coder-{n}": (f"part {n} of {{{{node:architect}}}}", {}) for n in range(2)}
+    calls = {"reviewer": ("{{node:coder-0}} and {{node:coder-1}}", {}), **coders, "architect": ("design", {})}
+    replies = ask_all(parrot, "coding-1", calls)
+    assert [reply.status_code for reply in replies.values()] == [200] * 4
+    log = {one["headers"]["x-workflow-node"]: one["body"] for one in parrot.engine.log(x_workflow_id="coding-1")}
+    assert log["coder-1"]["messages"][0]["content"] == "part 1 of joule joule joule "
+    assert log["reviewer"]["messages"][0]["content"] == "joule joule joule  and joule joule joule "
+    dag = parrot.gateway.run("coding-1")["dag"]
+    assert dag["critical_path"][0] == "architect" and dag["critical_path"][-1] == "reviewer"
+
+
+def test_who_follows_from_a_failed_call_gets_a_424(parrot: Any) -> None:
+    calls = {"c": ("{{node:b}}", {}), "b": ("{{node:a}}", {}), "a": ("one", {"stub": {"refuse": 500}})}
+    replies = ask_all(parrot, "failing-1", calls)
+    assert {name: reply.status_code for name, reply in replies.items()} == {"a": 502, "b": 424, "c": 424}
+    assert len(parrot.engine.log(x_workflow_id="failing-1")) == 1 and parrot.core.poll() is None
+
+
 def test_what_cannot_pass_is_refused_before_the_engine(parrot: Any) -> None:
     for body in ({"n": 2}, {"logprobs": True}, {"response_format": {"type": "json_object"}}):
         reply = chat(parrot, "refused", **body)

@@ -60,6 +60,64 @@ def test_a_map_reduce_runs_its_maps_together(world: Any) -> None:
     assert found["requests"][4]["prompt_tokens"] > max(one["prompt_tokens"] for one in found["requests"][:4])
 
 
+def ask_all(world: Any, run: str, calls: dict[str, tuple[str, dict[str, Any]]]) -> dict[str, httpx.Response]:
+    """Named calls of one run, all sent at once: by their names, what each says and what else is in its body."""
+
+    def one(name: str) -> httpx.Response:
+        content, body = calls[name]
+        headers = {"X-Workflow-Id": run, "X-Workflow-Node": name, "X-Workflow-Step": name.partition("-")[0]}
+        said = {"model": world.model, "messages": [SYSTEM, {"role": "user", "content": content}], "max_tokens": 8}
+        return world.gateway.http.post("/v1/chat/completions", json={**said, **body}, headers=headers)
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return dict(zip(calls, pool.map(one, calls), strict=True))
+
+
+CODING: dict[str, tuple[str, dict[str, Any]]] = {
+    "reviser": ("revise {{node:coder-0}} {{node:coder-1}} after {{node:reviewer}}", {}),
+    "reviewer": ("review {{node:coder-0}} {{node:coder-1}}", {}),
+    "coder-1": ("code part 1 of {{node:architect}}", {}),
+    "coder-0": ("code part 0 of {{node:architect}}", {}),
+    "architect": ("design it", {}),
+}
+
+
+def test_the_coding_graph_sent_at_once(world: Any) -> None:
+    replies = ask_all(world, "coding", CODING)
+    assert all(text(reply) for reply in replies.values())
+    found = world.gateway.run("coding")
+    assert {one["step"] for one in found["requests"]} == {"architect", "coder", "reviewer", "reviser"}
+    assert found["dag"]["critical_path"][0] == "architect" and found["dag"]["critical_path"][-1] == "reviser"
+    prompts = {one["node"]: one["prompt_tokens"] for one in found["requests"]}
+    assert prompts["architect"] < prompts["coder-0"] < prompts["reviewer"] < prompts["reviser"]
+
+
+def test_twenty_graphs_at_once(world: Any) -> None:
+    with ThreadPoolExecutor(20) as pool:
+        runs = list(pool.map(lambda n: ask_all(world, f"graph-{n}", CODING), range(20)))
+    assert all(text(reply) for replies in runs for reply in replies.values())
+    assert world.parrot.lives()
+
+
+def test_the_engine_gets_the_texts_that_parrot_fed(scripted: Any) -> None:
+    calls: Any = {"b": ("then {{node:a}}", {}), "a": ("one", {"max_tokens": 2})}
+    assert all(text(reply) for reply in ask_all(scripted, "fed", calls).values())
+    log = {one["headers"]["x-workflow-node"]: one["body"] for one in scripted.engine.log(x_workflow_id="fed")}
+    assert log["b"]["messages"] == [SYSTEM, {"role": "user", "content": "then joule joule "}]
+
+
+def test_who_follows_from_a_failed_step_gets_a_424_and_parrot_lives(scripted: Any) -> None:
+    calls: Any = {**CODING, "architect": ("design it", {"stub": {"refuse": 500}})}
+    replies = ask_all(scripted, "coding-fails", calls)
+    assert {name: reply.status_code for name, reply in replies.items()} == {
+        **dict.fromkeys(CODING, 424),
+        "architect": 502,
+    }
+    assert len(scripted.engine.log(x_workflow_id="coding-fails")) == 1
+    assert all(text(reply) for reply in ask_all(scripted, "coding-well", CODING).values())
+    assert scripted.parrot.lives()
+
+
 def test_streams_and_completions_pass(world: Any) -> None:
     stream = ask(world, "stream", stream=True)
     assert stream.headers["x-joulegate-stream"] == "emulated" and stream.text.endswith("data: [DONE]\n\n")

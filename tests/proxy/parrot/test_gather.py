@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.parrot.answer import estimate, text_of
+from proxy.parrot.answer import estimate
 from proxy.parrot.gather import Gather
 
 USAGE = {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}
@@ -58,11 +58,6 @@ def test_reasoning_is_kept_apart_from_the_text() -> None:
     said = gather.finish()
     assert said is not None and (said.reasoning, said.text) == ("hm", "yes")
     assert said.whole("/v1/chat/completions")["choices"][0]["message"]["reasoning_content"] == "hm"
-
-
-@pytest.mark.parametrize("reply", [None, [], {}, {"choices": []}, {"choices": [{"message": {"content": None}}]}])
-def test_a_reply_without_text_has_an_empty_one(reply: object) -> None:
-    assert text_of(reply) == ""
 
 
 @given(prompt=st.text(), text=st.text(), most=st.integers(1, 100))
