@@ -39,10 +39,14 @@ fuzz: $(VENV)/.dev  ## 10,000 malformed requests (about three minutes); `make te
 test-vllm: $(VENV)/.dev $(VLLM)/.ready tools  ## the emulator and the gateway against real vLLM on the CPU (minutes, 3 GB)
 	@$(BIN)/python tests/differential/against_vllm.py $(VLLM)
 
-test-parrot: $(VENV)/.dev tools  ## kind parrot against the real ParrotServe: PARROT_SRC names a checkout of microsoft/ParrotServe
-	@if [ -z "$(PARROT_SRC)" ]; then echo "test-parrot is skipped: PARROT_SRC names no checkout of microsoft/ParrotServe"; \
-	else $(MAKE) --no-print-directory $(PARROT)/.ready && \
-		PARROT_SRC="$(abspath $(PARROT_SRC))" PARROT_PYTHON="$(abspath $(PARROT))/bin/python" $(BIN)/python -m pytest -q tests/parrot; fi
+ifneq ($(PARROT_SRC),)
+test-parrot: $(VENV)/.dev $(PARROT)/.ready tools  ## kind parrot before the real ParrotServe; PARROT_SRC names a checkout of it
+	@PARROT_SRC="$(abspath $(PARROT_SRC))" PARROT_PYTHON="$(abspath $(PARROT))/bin/python" \
+		$(BIN)/python -m pytest -q tests/parrot
+else
+test-parrot:
+	@echo "test-parrot is skipped: PARROT_SRC names no checkout of microsoft/ParrotServe"
+endif
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
