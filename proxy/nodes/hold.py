@@ -16,7 +16,7 @@ became of the call itself, and its text, is told by the relay and `forward`, as 
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -220,8 +220,11 @@ class NodeCall:
         """The engine has taken the call, and those that name it may have `handle`, which must not be None."""
         self.nodes.submit(self.call, handle)
 
-    async def producer(self, name: str) -> Producer:
-        """Wait until a node that the text names was taken by its engine, or has answered. Raises Refusal."""
+    async def producer(self, name: str, knows: Callable[[Any], bool] = lambda _: True) -> Producer:
+        """Wait until a node that the text names was taken by its engine, or has answered. Raises Refusal.
+
+        A handle that the caller does not know, being another engine's, is passed over: then it gets the text.
+        """
         node = self.call.node
         while True:
             if node.refusal is not None:
@@ -229,7 +232,7 @@ class NodeCall:
             if (text := node.inputs.get(name)) is not None:
                 return Producer(None, text)
             producer = self.call.graph.get(name)
-            if producer is not None and producer.handle is not None:
+            if producer is not None and producer.handle is not None and knows(producer.handle):
                 return Producer(producer.handle, None)
             await self.nodes.output(self.call)
 

@@ -188,8 +188,11 @@ async def test_such_an_engine_gets_handles_as_they_come_and_texts_of_others() ->
     elsewhere, first = calls.enter("b"), native(calls, "a")
     first.submitted("variable-1")
     assert await waits[0] == Producer("variable-1", None) and not waits[1].done()
+    stranger = asyncio.create_task(native(calls, "d", "a").producer("a", knows=lambda handle: handle == "mine"))
     calls.answer(elsewhere, "B")
-    assert await waits[1] == Producer(None, "B")
+    assert await waits[1] == Producer(None, "B") and not stranger.done()
+    calls.answer(first.call, "A")
+    assert await stranger == Producer(None, "A")
 
 
 async def test_such_an_engine_is_told_of_what_cannot_be() -> None:
