@@ -4,7 +4,7 @@ Sans-I/O. The data plane opens and closes receipts, attribution's settled window
 `batch` hands everything that changed to the ledger and the metrics. What is settled and handed over is forgotten here.
 """
 
-import os
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -193,7 +193,7 @@ class Book:
             if run is not None:
                 self._closing.append(run)
             label = self._workflow_label(identity.workflow)
-            uid = f"{int(now * 1000):012x}{os.urandom(8).hex()}"  # in order of time, as the ledger keeps them
+            uid = f"{int(now * 1000):012x}{random.getrandbits(64):016x}"  # in order of time, as the ledger keeps them
             run = Run(uid, tenant, identity.run, identity.workflow, label, now, quiet_s, last=now, ended=now)
             self._runs[key] = run
             self._begun.append(uid)
