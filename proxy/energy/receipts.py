@@ -371,7 +371,7 @@ class Book:
 
 def _has_all(receipt: Receipt, is_settled: Callable[[Progress], bool]) -> bool:
     """Whether no joule of an ended request is still to come."""
-    return all(attempt.progress is None or is_settled(attempt.progress) for attempt in receipt.attempts)
+    return all(map(is_settled, [attempt.progress for attempt in receipt.attempts if attempt.progress is not None]))
 
 
 def _attempt_record(receipt: Receipt, a: Attempt) -> AttemptRecord:
@@ -390,7 +390,8 @@ def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
 
 def _sum_saved(receipt: Receipt, saved: Saved) -> tuple[Quality, int] | None:
     """What a request's attempts did not cost, as good as the worst of them is known."""
-    found = [one for attempt in receipt.attempts if attempt.progress and (one := saved(attempt.progress)) is not None]
+    told = [attempt.progress for attempt in receipt.attempts if attempt.progress and attempt.progress.cached_tokens]
+    found = [one for progress in told if (one := saved(progress)) is not None]
     if not found:
         return None
     return max((quality for quality, _ in found), key=list(Quality).index), sum(uj for _, uj in found)
