@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -13,6 +13,8 @@ from proxy.deadline import Deadline, Overdue
 from proxy.energy.records import Outcome
 from proxy.energy.work import Progress
 from proxy.frames import Frames, Usage, read_usage
+from proxy.nodes.answer import Answer, HeardFrames
+from proxy.nodes.hold import NodeCall, NodeUpstream
 from proxy.route import Lane
 from proxy.telemetry.metrics import Itl
 from proxy.upstream import Reply, Unreachable
@@ -31,6 +33,9 @@ class Relay:
     `last`: no other engine is left, so a refusal is passed on. `report` says what the request cost so far, where the
     client asked. While it runs, `progress` is kept up to date; `result` is what the client has got, once it has it all.
     """
+
+    answer: Answer | None = None  # of a named call: collects the text
+    native: NodeCall | None = None  # of one whose engine itself waits for what it needs
 
     def __init__(
         self,
@@ -61,7 +66,11 @@ class Relay:
         reply: Reply | None = None
         try:
             with Deadline(task, self.limits.first_byte_seconds, ends) as deadline:
-                reply = await lane.upstream.send(b"POST", self._target(), headers, raw)
+                if self.native is None:
+                    reply = await lane.upstream.send(b"POST", self._target(), headers, raw)
+                else:
+                    upstream = cast(NodeUpstream, lane.upstream)
+                    reply = await upstream.send_node(self.native, b"POST", self._target(), headers, raw)
                 streamed = _is_stream(reply.headers)
                 first = await (reply.next() if streamed else reply.rest())
                 self._well = _speaks_well(reply.status)
@@ -96,6 +105,8 @@ class Relay:
         if self.progress is not None:
             parsed = try_parse(body)
             self._count(read_usage(parsed))
+            if self.answer is not None:
+                self.answer.whole(parsed)
             if self.report is not None and isinstance(parsed, dict) and reply.status < 400:
                 body = _with_energy(parsed, self.report(), body)
         await self.client.start(reply.status, reply.headers, len(body))
@@ -105,7 +116,9 @@ class Relay:
     async def _stream(self, reply: Reply, chunk: bytes, deadline: Deadline, permit: int) -> tuple[int, Outcome]:
         """A stream: frames as they come. Raises Broken for a refusal before the first byte, and for a broken end."""
         name, client, progress = self.lane.name, self.client, self.progress
-        frames = Frames(self.hide_usage, self._comment if self.report is not None else None)
+        comment = self._comment if self.report is not None else None
+        answer, hide_usage = self.answer, self.hide_usage
+        frames = Frames(hide_usage, comment) if answer is None else HeardFrames(hide_usage, comment, answer)
         out = frames.feed(chunk)
         # A refusal may come in pieces: while another engine could be asked, nothing is promised on a part of a frame.
         while not self.last and not (frames.started or frames.done):

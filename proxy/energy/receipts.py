@@ -98,6 +98,7 @@ class Receipt:
     step: str  # as a metric label
     path: str
     received: float
+    held_s: float = 0.0  # until the nodes that it names had answered
     model: str = ""
     stream: bool = False
     attempts: list[Attempt] = field(default_factory=list)
@@ -162,11 +163,15 @@ class Watcher(Protocol):
 
 
 class Book:
-    """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`."""
+    """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`.
+
+    Whoever is in `on_close` is told of each run that takes no more requests.
+    """
 
     watcher: Watcher | None = None
 
     def __init__(self, workflow_label: Callable[[str], str], step_label: Callable[[str, str], str]) -> None:
+        self.on_close: list[Callable[[Run], object]] = []
         self._workflow_label = workflow_label
         self._step_label = step_label
         self._runs: dict[tuple[str, str], Run] = {}  # the newest segment of each run that is not final
@@ -342,6 +347,8 @@ class Book:
             if run.state == "open" and not run.in_flight and (run.asked_to_close or now - run.last >= run.quiet_s):
                 run.state = "closed"
                 self._dirty_runs[run.uid] = run
+                for tell in self.on_close:
+                    tell(run)
             if run.state == "closed" and not run.unsettled:
                 run.state = "final"
                 self._dirty_runs[run.uid] = run
