@@ -51,6 +51,14 @@ def bars(cells: Sequence[dict[str, Any]], main: str) -> Iterator[Bar]:
         yield Bar("company: without patience nothing changes", not any(idle), f"{max(map(abs, idle)):.1%}")
 
 
+def change_bars(found: dict[str, Any]) -> Iterator[Bar]:
+    """Of a load that goes up and down again: in each phase, once a minute of it is over."""
+    pairs = list(zip(found["saved"]["company"], found["saved"]["fixed"], strict=True))
+    reached = all(is_reached(mine["mean"], fixed["mean"]) for mine, fixed in pairs)
+    seen = ", ".join(f"{mine['mean']:.1%} of {fixed['mean']:.1%}" for mine, fixed in pairs)
+    yield Bar("company follows a change of load: nine tenths of a fixed rule, 60 s after it", reached, seen)
+
+
 def front_bars(rates: dict[str, Any]) -> Iterator[Bar]:
     """Of single requests at the rates that were measured on hardware."""
     parts = [rows["company 3 s"]["saved"]["mean"] / rows["window 3 s"]["saved"]["mean"] for rows in rates.values()]
