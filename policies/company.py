@@ -16,7 +16,7 @@ from policies.gathering import CHAIN, KV_FULL, depth_of, gather, most_hold_s, st
 from policies.interface import Decision, EngineSignals, Prices, Release, Signals, WorkflowSignals
 from policies.narrow import counted, narrow
 
-ITL_LATE = 0.7  # of the objective: what follows from letting go comes on top
+ITL_LATE = 0.85  # of the objective: what follows from letting go comes on top
 LEAST_HOLD_S = 0.05
 EASE = 0.1  # of what holds, a decision
 FADE = 0.99  # of the peak, a decision
@@ -49,6 +49,9 @@ def hold(signals: Signals, worth: float, before: Held) -> tuple[Decision, dict[s
     after: dict[str, Any] = {}
     for name, one in signals.workflows.items():
         was_s, was_join, was_peak = before.get(name, (None, 0.0, 0.0))
+        if was_s and name not in known:  # what was found out of it still holds
+            after[name] = [min(was_s, one.objective.patience_s), was_join, was_peak]
+            continue
         first_s = (one.served_s or 0.0) if depth_of(one) > CHAIN else inf
         hold_s = eased(wanted.get(name, 0.0), was_s, first_s)
         hold_s = min(hold_s, one.objective.patience_s) if hold_s or was_s else was_s

@@ -110,11 +110,12 @@ def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices,
     engine_s = max(0.0, (one.ttft_p95_s or 0.0) - (one.wait_p95_s or 0.0))  # what it takes for a first token now
 
     def fits(hold_s: float) -> bool:
-        together = 1 + rate * hold_s + returning
-        most = together + 2 * sqrt(together)
+        most, first = _most(1 + rate * hold_s + returning), _most(returning)
         if most * kv_each > KV_FULL:
             return False
-        if asked.ttft_p95_s is not None and hold_s + max(most * prompt_s, engine_s) > TTFT_ROOM * asked.ttft_p95_s:
+        # Prompts are computed in the order of arrival: who came last waits for all of them, but was held for least.
+        ttft_s = max(hold_s + max(first * prompt_s, engine_s), most * prompt_s)
+        if asked.ttft_p95_s is not None and ttft_s > TTFT_ROOM * asked.ttft_p95_s:
             return False
         if asked.itl_p95_s is None or not one.output_tokens:
             return True
@@ -123,6 +124,10 @@ def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices,
 
     most_s = CHAIN_HOLD * (one.served_s or 0.0) if depth_of(one) > CHAIN else inf
     return _largest(fits, min(asked.patience_s, most_s))
+
+
+def _most(mean: float) -> float:
+    return mean + sqrt(mean)
 
 
 def _largest(fits: Callable[[float], bool], most: float) -> float:
@@ -151,7 +156,8 @@ def gather(patient: Iterable[Stream], others: Iterable[Stream], prices: Prices) 
     left = exp(-sum(stream.rate * stream.served_s for stream in others))
     busy = left * (1 - exp(-rate * served_s))
     if depth > CHAIN:
-        join = CHAIN_JOIN[0] + (CHAIN_JOIN[1] - CHAIN_JOIN[0]) * busy
+        alone = max(CHAIN_JOIN[0], min(MOST_JOIN, 1 - patient[0].hold_s / served_s)) if served_s else CHAIN_JOIN[0]
+        join = alone + (CHAIN_JOIN[1] - alone) * busy
     held = _held(rate, served_s, every_s, join * served_s)
     if depth > CHAIN:
         held = min(held, (held + served_s / (served_s + patient[0].hold_s)) / 2)
