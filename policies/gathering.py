@@ -38,7 +38,7 @@ EAGER = 0.15
 CHAIN = 1.5  # calls in a row
 CHAIN_HOLD = 10.0  # times S: by then chains rest for nine tenths of the time, and would pile up for nothing more
 MOST_JOIN = 0.8  # of the time that a request is expected to take
-CHAIN_JOIN = 0.5, 0.32  # in chains, of an engine that is never busy, and of one that always is
+CHAIN_JOIN = 0.5, 0.34  # in chains, of an engine that is never busy, and of one that always is
 TTFT_ROOM, ITL_ROOM = 0.95, 0.9  # of an objective may be used up: the means that are known are exceeded now and then
 SLOWER = 0.5  # of what a companion adds to a step's joules, it adds to its seconds; measured: 0.4 to 0.8
 KV_FULL = 0.8
@@ -95,18 +95,20 @@ def depth_of(one: WorkflowSignals) -> float:
     return one.depth or 2.0
 
 
-def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices, kv_each: float = 0.0) -> float:
+def most_hold_s(
+    one: WorkflowSignals, streams: Iterable[tuple[Stream, float]], prices: Prices, kv_each: float = 0.0
+) -> float:
     """Patience, as far as there is room when all streams that have patience come in batches: in the engine's cache, of
     which each takes `kv_each`, and in the objectives for tokens.
 
     (The objective for a run is kept ticket by ticket: the gate holds none for longer than its run can spare.)
     """
     asked = one.objective
-    batched = [stream for stream in streams if stream.hold_s > 0]
-    rate = sum(stream.rate for stream in batched)
-    prompt_s = sum(stream.rate * stream.prompt_s for stream in batched) / rate if rate else 0.0
-    slower_s = sum(stream.rate * stream.slower_s for stream in batched) / rate if rate else 0.0
-    returning = sum(stream.rate * stream.served_s for stream in batched if stream.depth > CHAIN)
+    batched = [(stream, peak) for stream, peak in streams if stream.hold_s > 0]
+    rate = sum(peak for _, peak in batched)
+    prompt_s = sum(peak * stream.prompt_s for stream, peak in batched) / rate if rate else 0.0
+    slower_s = sum(peak * stream.slower_s for stream, peak in batched) / rate if rate else 0.0
+    returning = sum(stream.rate * stream.served_s for stream, _ in batched if stream.depth > CHAIN)
     engine_s = max(0.0, (one.ttft_p95_s or 0.0) - (one.wait_p95_s or 0.0))  # what it takes for a first token now
 
     def fits(hold_s: float) -> bool:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.clocks import clocks_at
-from policies.company import hold
+from policies.company import hold, occupied
 from policies.interface import Decision, Signals
 from policies.narrow import counted, narrow
 from policies.powercap import watts_at
@@ -29,13 +29,15 @@ class Hierarchical(BaseModel):
 
     def decide(self, signals: Signals, state: Any) -> tuple[Decision, Any]:
         """`state` has what the gate and the trim were, and when the gate changed last."""
-        state = state or {"held": {}, "release": [], "limits": {}, "trim": None, "since": signals.now}
+        state = state or {"held": {}, "release": [], "limits": {}, "trim": None, "since": signals.now, "kv": {}}
         part = Trimmed.of(state["trim"]).part
-        gate, held = hold(_slowed(signals, part), self.worth, state["held"])
+        kv = occupied(signals, state["kv"])
+        gate, held = hold(_slowed(signals, part), self.worth, state["held"], kv)
         limits = narrow(signals, state["limits"])
         changed = sorted(gate.release) != state["release"] or limits.keys() != state["limits"].keys()
         kept = {
             "held": held,
+            "kv": kv,
             "release": sorted(gate.release),
             "limits": {name: list(limit) for name, limit in limits.items()},
             "trim": None,
