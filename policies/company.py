@@ -1,18 +1,17 @@
 """Requests that can wait are held until they can run together, where that saves more than it delays.
 
 What it saves, for how long to hold and who may join is computed (`policies.gathering`). Chains of calls that are held
-send less, and more than usual when they are let go: so they are taken up and let go bit by bit, their objectives are
-kept at the peak of their rate, and the engine is narrowed while tokens come late.
+send less, and more than usual when they are let go: so they are let go bit by bit, their objectives are kept at the
+peak of their rate, and the engine is narrowed while tokens come late. While nothing comes, what was found out holds.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from policies.gathering import CHAIN, KV_FULL, depth_of, gather, most_hold_s, stream_of, usual
+from policies.gathering import KV_FULL, gather, most_hold_s, stream_of, usual
 from policies.interface import Decision, EngineSignals, Prices, Release, Signals, WorkflowSignals
 from policies.narrow import counted, narrow
 
@@ -20,7 +19,6 @@ ITL_LATE = 0.85  # of the objective: what follows from letting go comes on top
 LEAST_HOLD_S = 0.05
 EASE = 0.1  # of what holds, a decision
 FADE = 0.99  # of the peak, a decision
-
 RECENT = 0.1  # of what is new, a decision
 
 Occupied = Mapping[str, Sequence[float]]  # by engine, see `occupied`
@@ -68,12 +66,12 @@ def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[De
     after: dict[str, Any] = {}
     for name, one in signals.workflows.items():
         was_s, was_join, was_peak = before.get(name, (None, 0.0, 0.0))
-        if was_s and name not in known:  # what was found out of it still holds
+        if was_s and name not in known:
             after[name] = [min(was_s, one.objective.patience_s), was_join, was_peak]
             continue
-        first_s = (one.served_s or 0.0) if depth_of(one) > CHAIN else inf
-        hold_s = eased(wanted.get(name, 0.0), was_s, first_s)
-        hold_s = min(hold_s, one.objective.patience_s) if hold_s or was_s else was_s
+        hold_s = wanted.get(name)
+        if was_s is not None:
+            hold_s = min(max(hold_s or 0.0, (1 - EASE) * was_s), one.objective.patience_s)
         after[name] = [hold_s, join or was_join, peaks.get(name, FADE * was_peak)]
     release = {
         name: Release(hold_s, group=_group(signals.workflows[name]), join_part=part)
@@ -85,7 +83,9 @@ def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[De
         f" engine busy for no more than {rule.join_part:.0%} of the time that it takes itself"
         for name, rule in release.items()
     }
-    if release and not wanted:
+    if release and not known:
+        reason = "held as before: nothing has come in the last minute"
+    elif release and not wanted:
         reason = f"let go bit by bit: {reason}"
     in_flight: dict[str, int] = {}
     if any(name not in release for name in known):  # whose steps others would make longer
@@ -116,14 +116,6 @@ def _wanted(
         return {}, 0.0, f"nothing is held: it would save {found.part:.1%} of the engines' energy"
     reason = f"held for company: {found.together:.1f} requests together save about {found.part:.0%}"
     return {stream.name: stream.hold_s for stream in patient}, found.join, reason
-
-
-def eased(wanted_s: float, before_s: float | None, first_s: float) -> float:
-    """From what held before towards what is wanted, a tenth at a time; where nothing was held yet (None), as far as
-    `first_s` at once."""
-    if before_s is None:
-        return wanted_s
-    return max(wanted_s, (1 - EASE) * before_s)
 
 
 def _why_not(engines: list[EngineSignals], prices: Prices | None, known: Mapping[str, WorkflowSignals]) -> str:

@@ -17,12 +17,14 @@ x < S/n, its fair share of a batch of its own. `EAGER` of S is put on top: in si
 cost less than a fiftieth of the saving, if anything, and took up to a tenth off the latency. Where runs are chains of
 calls, a batch comes back as a batch: the calls that wait for it arrive together, the engine rests for W in every S + W
 seconds, and f1 is taken to be halfway to that; what is let in late comes back late, so that the part of S stays within
-`CHAIN_JOIN`.
+`CHAIN_JOIN`. Where there is little company, one that comes while another has more than W to go cannot wait for its end
+and go with what follows: waiting would only lose what they share, so that at least 1 - W/S of S is let in.
 
-The prompts of a batch are computed one after the other: that delays the first token of the last by their time c each,
-and interrupts the answers of the first, and each makes every step longer. W is at most what leaves the objectives, and
-the cache, room for that: for n requests, of chains n + Λ·S since they come back together, and twice the root of it
-more, as chance may have it.
+The prompts of a batch are computed one after the other, each in a time c: that delays the first token of the last,
+who was held for least, by n·c; interrupts the answers of the first; and each makes every step longer. W is at most what
+leaves the objectives, and the cache, room for that: at the peak of the rate, for n requests, of chains n + Λ·S since
+they come back together, and the root of it more, as chance may have it. Those that come back together are held for all
+of W, and the last of them waits for the prompts of Λ·S besides.
 
 Whoever runs beside a batch gets its tokens later, by some percent for each companion. Where a workflow that is not held
 is at work too, those that are held stay within what would often be in flight of them anyway: a + 2·√a, with a = λ·S.
@@ -99,7 +101,7 @@ def most_hold_s(
     one: WorkflowSignals, streams: Iterable[tuple[Stream, float]], prices: Prices, kv_each: float = 0.0
 ) -> float:
     """Patience, as far as there is room when all streams that have patience come in batches: in the engine's cache, of
-    which each takes `kv_each`, and in the objectives for tokens.
+    which each takes `kv_each`, and in the objectives for tokens. Streams come with the peak of their rate.
 
     (The objective for a run is kept ticket by ticket: the gate holds none for longer than its run can spare.)
     """
@@ -129,6 +131,7 @@ def most_hold_s(
 
 
 def _most(mean: float) -> float:
+    """As many as there may be, of arrivals by chance: a deviation more than the mean."""
     return mean + sqrt(mean)
 
 
@@ -158,7 +161,7 @@ def gather(patient: Iterable[Stream], others: Iterable[Stream], prices: Prices) 
     left = exp(-sum(stream.rate * stream.served_s for stream in others))
     busy = left * (1 - exp(-rate * served_s))
     if depth > CHAIN:
-        alone = max(CHAIN_JOIN[0], min(MOST_JOIN, 1 - patient[0].hold_s / served_s)) if served_s else CHAIN_JOIN[0]
+        alone = max(CHAIN_JOIN[0], min(MOST_JOIN, 1 - patient[0].hold_s / served_s))
         join = alone + (CHAIN_JOIN[1] - alone) * busy
     held = _held(rate, served_s, every_s, join * served_s)
     if depth > CHAIN:
