@@ -8,6 +8,7 @@ from loadgen.campaign.definition import Campaign
 from loadgen.campaign.grid import Cell, Trial
 from loadgen.campaign.knobs import KNOBS, Value
 from loadgen.catalog import CatalogError, workload
+from loadgen.client import MODES, Mode
 from loadgen.record import Result
 from loadgen.schedule import Load, Stream
 from loadgen.virtual_host import Host
@@ -47,6 +48,14 @@ def salt_of(campaign: Campaign, trial: Trial) -> str:
     return f"{campaign.name} {campaign.seed} {trial.cell.key} {trial.repeat}"
 
 
+def mode_of(cell: Cell) -> Mode:
+    """How runs are sent. Raises ValueError for a way that there is not."""
+    said = cell.get("mode") or "calls"
+    if said not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {said!r}")
+    return said
+
+
 def virtually(campaign: Campaign, trial: Trial) -> Result:
     """The trial in virtual time. Raises Infeasible, NotPossibleHere."""
     cell = trial.cell
@@ -54,6 +63,8 @@ def virtually(campaign: Campaign, trial: Trial) -> Result:
         raise NotPossibleHere(f"the emulator has no engine {cell.get('engine')!r}: this needs a machine that runs it")
     if cell.get("policy") is not None:
         raise NotPossibleHere("virtual time has no gateway, so no policy: this needs a run over HTTP")
+    if cell.get("mode") == "nodes":
+        raise NotPossibleHere("virtual time has no gateway that could fill answers in: this needs a run over HTTP")
     try:
         load, host = load_of(campaign, trial), host_of(cell)
         host.engine(load_gpu(host.gpu))

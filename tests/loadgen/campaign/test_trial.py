@@ -45,6 +45,7 @@ def test_arrivals_take_the_place_of_users(campaign: Campaign) -> None:
     [
         ({"model": "llama-2-70b"}, Infeasible, "out of memory: llama-2-70b"),
         ({"engine": "parrot"}, NotPossibleHere, "no engine 'parrot'"),
+        ({"mode": "nodes"}, NotPossibleHere, "no gateway that could fill answers in"),
         ({"policy": "static"}, NotPossibleHere, "no gateway"),
         ({"power_limit_w": 50}, NotPossibleHere, "a power limit is"),
         ({"gpu": "h900"}, NotPossibleHere, "h900"),
