@@ -52,6 +52,7 @@ from proxy.health import PROBE_EVERY_S
 from proxy.keys import Keys
 from proxy.lanes import Lanes
 from proxy.live import LiveGateway
+from proxy.nodes.hold import Nodes
 from proxy.refusal import Refusal, error_object
 from proxy.reload import changes
 from proxy.route import Router
@@ -98,6 +99,7 @@ class Gateway:
         self.attribution = Attribution(config.energy.settle)
         self.book = Book(bounds.workflow, bounds.step)
         self.recorder: Recorder | None = None
+        self.nodes = Nodes(config.limits)
         self._lanes = Lanes(self.attribution, self._price, RECORDED_S if config.energy.record else PROBE_EVERY_S)
         self.lanes = self._lanes.active
         self._opened = AsyncExitStack()
@@ -153,7 +155,8 @@ class Gateway:
         self.said += self._check_budgets(config, self.keys, self.engines)
         self.spending.configure(config.run_budgets(), self.keys.budgets)
         self.forward = Forward(
-            config, self.router, self.keys, self.book, self.attribution, self.metrics, self.spending, self._parts
+            *(config, self.router, self.keys, self.book, self.attribution, self.metrics, self.spending, self._parts),
+            nodes=self.nodes,
         )
         if config.energy.record is not None:
             self.recorder = self.forward.recorder = _recorder(config.energy.record, config.energy.record_mb)
@@ -184,6 +187,7 @@ class Gateway:
     def drain(self) -> None:
         """Say that this gateway is on its way out: `/readyz` turns, and who waits for the ledger knows it may."""
         self.draining = True
+        self.nodes.drain()
         if self._ledger is not None:
             self._ledger.draining()
 

@@ -323,6 +323,9 @@ class Limits(Strict):
     first_byte_seconds: Seconds = 600.0
     idle_seconds: Seconds = 300.0
     total_seconds: Seconds = 3600.0
+    node_seconds: Seconds = 600.0
+    node_bytes: Annotated[int, Field(ge=1024)] = 4 * 2**20  # of the outputs of one run's nodes
+    nodes_held: Annotated[int, Field(ge=0)] = 1024  # calls that wait for nodes at once
     drain_seconds: Seconds = 30.0
     announce_seconds: Annotated[float, Field(ge=0)] = 0.0
     in_flight: Annotated[int, Field(ge=1)] | None = None

@@ -1,7 +1,7 @@
 """The data plane: an ASGI endpoint that forwards a request to an engine and the engine's bytes back as they come.
 
-The way of a request, top to bottom: read it, say whose it is, choose engines, wait at the gate, relay, close the
-receipt. `client` is its one end, `relay` the other.
+The way of a request, top to bottom: read it, say whose it is, wait for the nodes that it names, choose engines, wait at
+the gate, relay, close the receipt. `client` is its one end, `relay` the other.
 """
 
 import asyncio
@@ -27,9 +27,13 @@ from proxy.energy.receipts import Attempt, Book, Receipt
 from proxy.energy.record import Recorder
 from proxy.energy.records import Outcome, Quality
 from proxy.energy.work import Progress
+from proxy.engines.interface import schedules_nodes
 from proxy.gate import QueueFull, Ticket
 from proxy.identify import BadIdentity, Identity, identify
 from proxy.keys import ANYONE, Caller, Keys
+from proxy.nodes.answer import Answer
+from proxy.nodes.ask import Ask, ask, with_needs
+from proxy.nodes.hold import Call, NodeCall, Nodes, RunKey
 from proxy.quota import Quota
 from proxy.refusal import Refusal
 from proxy.relay import Relay, upstream_headers
@@ -48,6 +52,7 @@ _GONE = 499  # the client went away before there was a status
 _BUDGET_LEFT = b"x-joulegate-budget-left"
 _HELD = b"x-joulegate-held"  # seconds at the gate
 _HELD_S = 0.005  # less is not worth a header
+_HELD_FOR_NODES = b"x-joulegate-held-for-nodes"  # seconds until the nodes that it names had answered
 _MAX_TOKENS_KEYS = {RESPONSES: ("max_output_tokens",), CHAT: ("max_completion_tokens", "max_tokens")}
 
 Parts = Mapping[str, Quality]  # component -> the quality of a request's share of it
@@ -75,6 +80,7 @@ class Forward:
         metrics: Metrics,
         spending: Spending,
         parts: Callable[[str], Parts] = lambda _: {},
+        nodes: Nodes | None = None,
     ) -> None:
         self.router, self.keys, self.spending = router, keys, spending
         self.book, self.attribution, self.metrics, self.parts = book, attribution, metrics, parts
@@ -82,11 +88,14 @@ class Forward:
         self.priority: Mapping[str, int] = {}
         self.arrivals: Arrivals | None = None
         self.recorder: Recorder | None = None
+        self.nodes = Nodes(config.limits) if nodes is None else nodes
+        book.on_close = self.nodes.close
         self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Take another configuration: for requests that come from now on."""
         self.config = config
+        self.nodes.configure(config.limits)
         self.paths = METERED | PLAIN | set(config.limits.paths)
         self.take_priority = {engine.name for engine in config.engines if engine.priority}
 
@@ -115,6 +124,9 @@ class _Exchange:
         self.report = False
         self.prefix = 0
         self.draw: Draw | None = None
+        self.outside: tuple[RunKey, str] | None = None  # a named call that has not entered its run's graph yet
+        self.call: Call | None = None
+        self.native: NodeCall | None = None
         self.stopped: Refusal | None = None
         self.task = _current_task()
         self.loop = self.task.get_loop()
@@ -143,6 +155,8 @@ class _Exchange:
                     self.draw.stop = None
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
+            if self.outside is not None:
+                self.forward.nodes.refuse(*self.outside, code)
             await client.answer(refusal.status, refusal.body(), refusal.headers())
         except Broken as broken:
             code, outcome = broken.status, Outcome.FAILED
@@ -170,6 +184,8 @@ class _Exchange:
                 self.entered.leave(self._tokens(), clock.now())
             if self.draw is not None:
                 self.forward.spending.leave(self.draw)
+            if self.call is not None:
+                self.forward.nodes.leave(self.call, code, outcome)
             if self.receipt is not None:
                 self._close(self.receipt, code, outcome)
 
@@ -193,6 +209,10 @@ class _Exchange:
             )
         identity = self._identify(body)
         if self.client.path in METERED:
+            asked = None if identity.node is None else ask(identity, body)
+            if asked is not None:
+                identity = with_needs(identity, asked)
+                self.outside = (caller.tenant, identity.run), asked.name
             await self._draw(caller, identity)
             known = self.forward.config.workflows.get(identity.workflow)
             quiet_s = known.quiet if known else 60.0
@@ -202,6 +222,8 @@ class _Exchange:
             self.receipt.stream = body.get("stream") is True
             if self.draw is not None:
                 self.draw.joins(self.receipt.run)
+            if asked is not None:
+                raw = await self._named(self.receipt, asked, raw, body, model)
             if self.forward.arrivals is not None:
                 self.prefix = self.forward.arrivals.prefix(self.receipt, body)
         affinity = self.forward.router.affinity
@@ -255,6 +277,29 @@ class _Exchange:
                 self.task.cancel()
 
             draw.stop = stop
+
+    async def _named(self, receipt: Receipt, asked: Ask, raw: bytes, body: dict[str, Any], model: str | None) -> bytes:
+        """Enter a named call, and wait for the nodes that it names; returns the request with their outputs in place.
+
+        Where its engines see to that themselves, the request is as it came.
+        """
+        nodes = self.forward.nodes
+        holds = not all(schedules_nodes(lane.engine) for lane in self._candidates(model, ()))
+        self.outside = None
+        call = self.call = nodes.enter(receipt.run, asked, self.ends, holds)
+        if not holds:
+            self.native = NodeCall(nodes, call)
+            return raw
+        if not asked.needs:
+            return asked.filled(raw, body, {}, self.limits.body_bytes)
+        try:
+            outputs = await nodes.inputs(call)
+        finally:
+            receipt.held_s = clock.now() - receipt.received
+            self.client.extra.append((_HELD_FOR_NODES, b"%.3f" % receipt.held_s))
+        if self.forward.arrivals is not None:
+            self.forward.arrivals.released(receipt)
+        return asked.filled(raw, body, outputs, self.limits.body_bytes)
 
     def _check_budget(self, draw: Draw) -> None:
         """Say what is left. Raises Refusal where nothing is."""
@@ -333,6 +378,8 @@ class _Exchange:
             if forward.arrivals is None
             else forward.arrivals.ticket(receipt, self.prefix, attempt.queued)
         )
+        if self.call is not None:
+            ticket.node = self.call.node
         attempt.outcome = Outcome.CANCELLED
         try:
             await self._admit(lane, ticket, attempt)
@@ -393,6 +440,9 @@ class _Exchange:
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         report = self._energy if self.report and progress is not None else None
         relay = self.relay = Relay(self.client, lane, self.limits, progress, last, self.hide_usage, report)
+        if self.call is not None:
+            relay.answer = self.call.answer = Answer()
+            relay.native = self.native
         headers = upstream_headers(self.client.headers, lane.engine.headers, bool(self.forward.keys), self.id)
         try:
             return await relay.run(raw, headers, self.task, self.ends)
@@ -444,9 +494,11 @@ class _Exchange:
         metrics, label = self.forward.metrics, receipt.run.label
         engine = receipt.attempts[-1].engine if receipt.attempts else ""
         self.forward.book.close(receipt, code, outcome, now)
-        metrics.request_done(receipt.run.tenant, label, engine, receipt.model, code, outcome, now - receipt.received)
+        # Waiting for others of its run is nothing that a queue or an engine did.
+        received = receipt.received + receipt.held_s
+        metrics.request_done(receipt.run.tenant, label, engine, receipt.model, code, outcome, now - received)
         if receipt.attempts and receipt.attempts[-1].first is not None:
-            metrics.ttft(label, engine, receipt.attempts[-1].first - receipt.received)
+            metrics.ttft(label, engine, receipt.attempts[-1].first - received)
 
 
 def _current_task() -> asyncio.Task[Any]:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -13,6 +13,8 @@ from proxy.deadline import Deadline, Overdue
 from proxy.energy.records import Outcome
 from proxy.energy.work import Progress
 from proxy.frames import Frames, Usage, read_usage
+from proxy.nodes.answer import Answer, HeardFrames
+from proxy.nodes.hold import NodeCall, NodeUpstream
 from proxy.route import Lane
 from proxy.telemetry.metrics import Itl
 from proxy.upstream import Reply, Unreachable
@@ -47,6 +49,8 @@ class Relay:
         self.usage: Usage | None = None
         self.itl: Itl | None = None  # of a stream
         self.result: tuple[int, Outcome] | None = None
+        self.answer: Answer | None = None  # of a named call: collects the text
+        self.native: NodeCall | None = None  # of one whose engine itself waits for what it needs
         self._well: bool | None = None  # what the engine has shown of itself
 
     async def run(self, raw: bytes, headers: list[Header], task: asyncio.Task[Any], ends: float) -> tuple[int, Outcome]:
@@ -61,7 +65,11 @@ class Relay:
         reply: Reply | None = None
         try:
             with Deadline(task, self.limits.first_byte_seconds, ends) as deadline:
-                reply = await lane.upstream.send(b"POST", self._target(), headers, raw)
+                if self.native is None:
+                    reply = await lane.upstream.send(b"POST", self._target(), headers, raw)
+                else:
+                    upstream = cast(NodeUpstream, lane.upstream)
+                    reply = await upstream.send_node(self.native, b"POST", self._target(), headers, raw)
                 streamed = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in reply.headers)
                 first = await (reply.next() if streamed else reply.rest())
                 self._well = _speaks_well(reply.status)
@@ -96,6 +104,8 @@ class Relay:
         if self.progress is not None:
             parsed = try_parse(body)
             self._count(read_usage(parsed))
+            if self.answer is not None:
+                self.answer.whole(parsed)
             if self.report is not None and isinstance(parsed, dict) and reply.status < 400:
                 body = _with_energy(parsed, self.report(), body)
         await self.client.start(reply.status, reply.headers, len(body))
@@ -105,7 +115,9 @@ class Relay:
     async def _stream(self, reply: Reply, chunk: bytes, deadline: Deadline, permit: int) -> tuple[int, Outcome]:
         """A stream: frames as they come. Raises Broken for a refusal before the first byte, and for a broken end."""
         name, client, progress = self.lane.name, self.client, self.progress
-        frames = Frames(self.hide_usage, self._comment if self.report is not None else None)
+        comment = self._comment if self.report is not None else None
+        answer, hide_usage = self.answer, self.hide_usage
+        frames = Frames(hide_usage, comment) if answer is None else HeardFrames(hide_usage, comment, answer)
         out = frames.feed(chunk)
         # A refusal may come in pieces: while another engine could be asked, nothing is promised on a part of a frame.
         while not self.last and not (frames.started or frames.done):

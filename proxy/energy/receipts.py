@@ -98,6 +98,7 @@ class Receipt:
     step: str  # as a metric label
     path: str
     received: float
+    held_s: float = 0.0  # until the nodes that it names had answered
     model: str = ""
     stream: bool = False
     attempts: list[Attempt] = field(default_factory=list)
@@ -162,9 +163,13 @@ class Watcher(Protocol):
 
 
 class Book:
-    """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`."""
+    """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`.
+
+    `on_close` is told of each run that takes no more requests.
+    """
 
     watcher: Watcher | None = None
+    on_close: Callable[[Run], object] = staticmethod(lambda _: None)
 
     def __init__(self, workflow_label: Callable[[str], str], step_label: Callable[[str, str], str]) -> None:
         self._workflow_label = workflow_label
@@ -342,6 +347,7 @@ class Book:
             if run.state == "open" and not run.in_flight and (run.asked_to_close or now - run.last >= run.quiet_s):
                 run.state = "closed"
                 self._dirty_runs[run.uid] = run
+                self.on_close(run)
             if run.state == "closed" and not run.unsettled:
                 run.state = "final"
                 self._dirty_runs[run.uid] = run

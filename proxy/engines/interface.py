@@ -38,7 +38,11 @@ class EngineSample:
 
 
 class Engine(Protocol):
-    """One serving endpoint. `url` has no path of the API and no slash at its end; it is final once `start` returned."""
+    """One serving endpoint. `url` has no path of the API and no slash at its end; it is final once `start` returned.
+
+    One that also says `schedules_nodes = True` is given named calls before their nodes have answered, and its lane's
+    connections take them by `send_node` (see `proxy.nodes.hold`).
+    """
 
     kind: str
     name: str
@@ -61,6 +65,11 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """End what `start` began; harmless when nothing was started."""
         ...
+
+
+def schedules_nodes(engine: Engine) -> bool:
+    """Whether an engine sees to it by itself that a named call waits for the nodes that it names."""
+    return getattr(engine, "schedules_nodes", False)
 
 
 def load_engine(config: EngineConfig) -> Engine:
