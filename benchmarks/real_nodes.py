@@ -1,6 +1,6 @@
 """Coding sent as a named DAG against the same runs call by call, on a real engine behind the gateway in `observe`.
 
-    python -m benchmarks.real_nodes http://127.0.0.1:8000 MODEL OUT_DIR [--repeats 10] [--minutes 4]
+    python -m benchmarks.real_nodes http://127.0.0.1:8000 MODEL OUT_DIR [--repeats 10] [--minutes 4.6]
 
 A running vLLM on GPU 0. `calls`: the client waits for each answer and puts it into the prompts that quote it. `nodes`:
 it sends all calls of the run at once with placeholders, and the gateway fills the answers in. Plans, texts, order of
@@ -219,6 +219,7 @@ async def measure(options: argparse.Namespace) -> None:
     config = configuration(options)
     if options.in_flight:
         config["limits"] = {"in_flight": options.in_flight}
+    config["ledger"]["path"] = str(Path(options.scratch or out) / "ledger.sqlite")
     (out / "joulegate.yaml").write_text(yaml.safe_dump(config))
     timeout = aiohttp.ClientTimeout(total=120)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
@@ -271,10 +272,11 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("out", type=Path)
     found.add_argument("--repeats", type=int, default=10)
     found.add_argument("--cases", type=lambda text: [Case.of(one) for one in text.split(",")], default=CASES)
-    found.add_argument("--output-tokens", type=int, default=256, help="of the engineers; the other roles have half")
+    found.add_argument("--output-tokens", type=int, default=224, help="of the engineers; the other roles have half")
     found.add_argument("--role-tokens", type=int, default=400, help="of each role's standing instructions")
     found.add_argument("--in-flight", type=int, default=0, help="of the gateway's gate; 0: no limit")
-    found.add_argument("--minutes", type=float, default=4.4, help="no trial begins that would end later")
+    found.add_argument("--minutes", type=float, default=4.6, help="no trial begins that would end later")
+    found.add_argument("--scratch", default="", help="folder for the ledger, where it should not be in OUT_DIR")
     found.add_argument("--zeusd", default="", help="host:port of an emulated host's zeusd, to rehearse")
     return found
 
