@@ -150,8 +150,10 @@ class Quick(_Strict):
 
 
 class Campaign(_Strict):
-    """A whole campaign. `unsaid` are fixed values that its source leaves open, and why these were taken; `worth` is what
-    its figures can and cannot say, which its report begins with."""
+    """A whole campaign. `unsaid` are fixed values that its source leaves open, and why these were taken.
+
+    `worth` is what its figures can and cannot say, which its report begins with.
+    """
 
     name: Name
     title: str
