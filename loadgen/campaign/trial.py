@@ -1,5 +1,7 @@
 """What a trial asks for: its load, and where it can be had in virtual time, its emulated host."""
 
+import hashlib
+
 from emulator.core.presets import PresetError, load_gpu
 from emulator.core.settings import OutOfMemory
 from loadgen import virtual
@@ -44,8 +46,9 @@ def load_of(campaign: Campaign, trial: Trial) -> Load:
 
 
 def salt_of(campaign: Campaign, trial: Trial) -> str:
-    """The `cache_salt` of a trial, so that it finds no other's prefixes."""
-    return f"{campaign.name} {campaign.seed} {trial.cell.key} {trial.repeat}"
+    """The `cache_salt` of a trial, so that it finds no other's prefixes: short, since vLLM takes 128 characters."""
+    named = f"{campaign.name} {campaign.seed} {trial.cell.key} {trial.repeat}"
+    return hashlib.sha256(named.encode()).hexdigest()
 
 
 def mode_of(cell: Cell) -> Mode:
