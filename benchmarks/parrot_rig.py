@@ -23,6 +23,7 @@ from benchmarks.processes import ROOT, Process, StartError, free_port
 from benchmarks.rehearsal import GPU, MODEL
 
 READY_S = 60.0
+SETTLES_S = 10.0
 PARROT = ROOT / "tests" / "parrot"
 MODELS = {"vllm": MODEL, "parrot": f"parrot/{MODEL}"}
 KEY_BYTES = 16
@@ -63,17 +64,31 @@ class Rig:
         self.wait()
 
     def wait(self) -> None:
-        """Until both ways answer. Raises StartError."""
+        """Until both ways answer and their joules are known. Raises StartError.
+
+        The counters of a host that was started anew begin anew, and the gateway takes some seconds to trust them.
+        """
         for model in MODELS.values():
-            _until(lambda model=model: self._answers(model), self._everything(), f"{model} to answer")
+            _until(
+                lambda model=model: self._is_metered(model), self._everything(), f"{model} to answer, with its joules"
+            )
 
     def stop_host(self) -> None:
         self._host.stop()
 
-    def _answers(self, model: str) -> bool:
-        body = {"model": model, "messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 1}
-        headers = {"X-Workflow-Name": "rig"}
-        return httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers).status_code == 200
+    def _is_metered(self, model: str) -> bool:
+        run = f"rig-{secrets.token_hex(8)}"
+        body = {"model": model, "messages": [{"role": "user", "content": "Are you there?"}], "max_tokens": 64}
+        headers = {"X-Workflow-Id": run, "X-Workflow-Name": "rig", "X-Workflow-Final": "true"}
+        if httpx.post(f"{self.url}/v1/chat/completions", json=body, headers=headers).status_code != 200:
+            return False
+        until = time.monotonic() + SETTLES_S
+        while time.monotonic() < until:
+            found = httpx.get(f"{self.url}/energy/runs/{run}")
+            if found.status_code == 200 and found.json()["settled"]:
+                return all(request["joules"] is not None for request in found.json()["requests"])
+            time.sleep(0.2)
+        return False
 
     def _everything(self) -> list[Process]:
         return [*self._processes, self._host]

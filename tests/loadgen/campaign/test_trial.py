@@ -63,4 +63,4 @@ def test_a_trial_in_virtual_time_repeats(campaign: Campaign) -> None:
     trial = Trial(cells(campaign)[0], 1)
     result = virtually(campaign, trial)
     assert result == virtually(campaign, trial) and len(result.runs) == 4
-    assert result.load.cache_salt == "small 1 short in_flight=1 output_tokens=20 users=2 1"
+    assert result.load.cache_salt == salt_of(campaign, Trial(cells(campaign)[0], 1))
