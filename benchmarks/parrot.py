@@ -46,7 +46,7 @@ class OnRig:
 def main(quick: bool, repeats: int | None, out: Path) -> None:
     campaign = load(CAMPAIGN)
     if quick:
-        campaign = campaign.quickened()
+        campaign = ends(campaign.quickened())
     if repeats is not None:
         campaign = campaign.model_copy(update={"repeats": repeats})
     folder = Folder(out, campaign, "HTTP")
@@ -56,6 +56,15 @@ def main(quick: bool, repeats: int | None, out: Path) -> None:
     print(write(campaign, folder)[0])
 
 
+def ends(campaign: Campaign) -> Campaign:
+    """The same with the first and the last value of each knob alone."""
+    sweeps = {
+        name: sweep.model_copy(update={"knobs": {knob: (one[0], one[-1]) for knob, one in sweep.knobs.items()}})
+        for name, sweep in campaign.sweeps.items()
+    }
+    return campaign.model_copy(update={"sweeps": sweeps})
+
+
 def said(step: Step) -> None:
     state = step.refusal.reason if step.refusal else "valid" if step.valid else "invalid"
     print(f"{step.done}/{step.of} {step.trial.cell.key}, repeat {step.trial.repeat}: {state}", flush=True)
@@ -63,7 +72,7 @@ def said(step: Step) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one repeat")
+    parser.add_argument("--quick", action="store_true", help="one repeat of each sweep's ends")
     parser.add_argument("--repeats", type=int)
     parser.add_argument("--out", type=Path, default=Path(f"joulegate-{CAMPAIGN}"))
     options = parser.parse_args()
