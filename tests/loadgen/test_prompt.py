@@ -4,6 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.prompt import Piece, about, messages, named_messages, whole_messages
+from proxy.nodes.placeholders import filled
 
 PIECES = (Piece("Be brief.", role="system"), Piece("So far:\n"), Piece(tokens=2, answer_of="a"), Piece("\nGo on."))
 
@@ -24,15 +25,5 @@ TEXTS = st.lists(st.sampled_from(["{{node:a}}", "{", "}}", "\\", "{{node:", "a "
 def test_what_a_gateway_makes_of_the_named_chat_is_the_whole_one(text: str, answer: str) -> None:
     pieces = (Piece(text + "."), Piece(answer_of="a"), Piece("." + text))
     (named,), (whole,) = named_messages(pieces, about), whole_messages(pieces, {"a": answer}, about)
-    assert filled(named["content"], {"a": answer}) == whole["content"]
+    assert filled(named["content"], {"a": answer}, ("a",)) == whole["content"]
 
-
-def filled(text: str, outputs: dict[str, str]) -> str:
-    """As docs/nodes.md has it: a backslash before a placeholder takes its meaning away, and goes."""
-    head, opening, rest = text.partition("{{node:")
-    if not opening:
-        return head
-    if head.endswith("\\"):
-        return head[:-1] + opening + filled(rest, outputs)
-    name, _, rest = rest.partition("}}")
-    return head + outputs[name] + filled(rest, outputs)
