@@ -127,7 +127,7 @@ def rig(folder: Path, source: Source | None, max_num_seqs: int = 8) -> Iterator[
         first = host(max_num_seqs)
         gateway_port = free_port()
         (folder / "joulegate.yaml").write_text(
-            yaml.safe_dump(configuration(gateway_port, port, zeusd, core, egress, key))
+            yaml.safe_dump(configuration(folder, gateway_port, port, zeusd, core, egress, key))
         )
         serve = [sys.executable, "-m", "joulegate", "serve", "-c", str(folder / "joulegate.yaml")]
         url = f"http://127.0.0.1:{gateway_port}"
@@ -139,7 +139,7 @@ def rig(folder: Path, source: Source | None, max_num_seqs: int = 8) -> Iterator[
         yield made
 
 
-def configuration(port: int, engine: int, zeusd: int, core: int, egress: int, key: str) -> dict[str, Any]:
+def configuration(folder: Path, port: int, engine: int, zeusd: int, core: int, egress: int, key: str) -> dict[str, Any]:
     """One emulated card with its engine, and Parrot before the same engine."""
     devices = [f"emulated/{unit}:0" for unit in ("gpu", "cpu", "dram")]
     at = "http://127.0.0.1"
@@ -155,7 +155,7 @@ def configuration(port: int, engine: int, zeusd: int, core: int, egress: int, ke
                 "egress": {"engine": "vllm", "port": egress, "key": key},
             },
         ],
-        "ledger": {"path": "ledger.sqlite"},
+        "ledger": {"path": str(folder / "ledger.sqlite")},
     }
 
 
