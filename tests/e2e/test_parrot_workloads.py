@@ -20,6 +20,7 @@ from loadgen.schedule import Load, Schedule, Start, Stream
 CORE = Path(__file__).parents[1] / "parrot" / "fake_core.py"
 EMULATE = ("-u", "-m", "joulegate", "emulate", "--gpu", "h200", "--port", "0", "--zeusd-port", "0")
 KEY = "0123456789abcdef0123"
+WAYS = ("chain", "graph")
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +87,22 @@ def test_the_four_workloads_run_on_parrot_either_way(parrot: Any, four: Load, mo
 def plans(load: Load) -> list[Any]:
     schedule = Schedule(load)
     return [schedule.plan(Start(0, number, 0.0)) for number in range(4)]
+
+
+def test_the_page_with_one_client_for_both_engines_does_what_it_says(parrot: Any, tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "one-client.md"
+    code = page.read_text().partition("```python\n")[2].partition("```")[0]
+    env = {**environment(tmp_path), "OPENAI_BASE_URL": f"{parrot.gateway.url}/v1", "OPENAI_API_KEY": "any"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said = [line.split()[:3] for line in done.stdout.splitlines() if line]
+    plain = parrot.model.removeprefix("parrot/")
+    assert [(model, way) for model, way, _ in said] == [(m, way) for m in (plain, parrot.model) for way in WAYS]
+    for model, way, run in said:
+        found = parrot.gateway.run(run)
+        assert {one["engine"] for one in found["requests"]} == {"parrot" if model == parrot.model else "vllm"}
+        nodes = (
+            {name: sorted(node["parents"]) for name, node in found["dag"]["nodes"].items()} if way == "graph" else {}
+        )
+        maps = ["map-0", "map-1", "map-2"] if way == "graph" else []
+        assert nodes == ({name: [] for name in maps} | {"merge": maps} if way == "graph" else {})
