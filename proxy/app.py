@@ -100,6 +100,7 @@ class Gateway:
         self.book = Book(bounds.workflow, bounds.step)
         self.recorder: Recorder | None = None
         self.nodes = Nodes(config.limits)
+        self.book.on_close.append(self.nodes.close)
         self._lanes = Lanes(self.attribution, self._price, RECORDED_S if config.energy.record else PROBE_EVERY_S)
         self.lanes = self._lanes.active
         self._opened = AsyncExitStack()
@@ -476,6 +477,7 @@ class Gateway:
             in_flight={key: gate.in_flight.get(key[1], 0) for key, gate in gates.items()},
             queued={key: gate.queued(key[1]) for key, gate in gates.items()},
             limit=whole | {key: gate.limits[key[1]] for key, gate in gates.items() if key[1] in gate.limits},
+            nodes_held=self.nodes.held,
             engine_up={lane.name: lane.up for lane in self.lanes},
             breaker={lane.name: lane.breaker.state(now) for lane in self.lanes},
             budget_uj=self._budget_gauges(now),

@@ -89,7 +89,6 @@ class Forward:
         self.arrivals: Arrivals | None = None
         self.recorder: Recorder | None = None
         self.nodes = Nodes(config.limits) if nodes is None else nodes
-        book.on_close = self.nodes.close
         self.configure(config)
 
     def configure(self, config: Config) -> None:
@@ -110,6 +109,10 @@ class Forward:
 class _Exchange:
     """The state of one request and its reply."""
 
+    outside: tuple[RunKey, str] | None = None  # a named call that has not entered its run's graph yet
+    call: Call | None = None
+    native: NodeCall | None = None  # the same, where its engines see to it that it waits for what it names
+
     def __init__(self, forward: Forward, client: Client) -> None:
         self.forward, self.client = forward, client
         self.limits = forward.config.limits
@@ -124,9 +127,6 @@ class _Exchange:
         self.report = False
         self.prefix = 0
         self.draw: Draw | None = None
-        self.outside: tuple[RunKey, str] | None = None  # a named call that has not entered its run's graph yet
-        self.call: Call | None = None
-        self.native: NodeCall | None = None
         self.stopped: Refusal | None = None
         self.task = _current_task()
         self.loop = self.task.get_loop()
@@ -400,6 +400,9 @@ class _Exchange:
             if not isinstance(broken, Busy):
                 attempt.code, attempt.outcome = broken.status, Outcome.FAILED
             raise
+        except Refusal:
+            attempt.outcome = Outcome.REFUSED
+            raise
         except asyncio.CancelledError:
             if self.relay is not None and self.relay.result is not None:
                 attempt.code, attempt.outcome = self.relay.result
@@ -428,14 +431,9 @@ class _Exchange:
             attempt.outcome = Outcome.REFUSED
             raise Busy(f"the queue of engine {lane.name} is full", "queue_full", 429) from None
         except TimeoutError:
-            attempt.outcome = Outcome.REFUSED
             raise Refusal(504, f"waited {wait_s:.3g} s in the queue", "queue_timeout") from None
         if self.draw is not None:
-            try:
-                self._check_budget(self.draw)  # it may have waited long
-            except Refusal:
-                attempt.outcome = Outcome.REFUSED
-                raise
+            self._check_budget(self.draw)  # it may have waited long
 
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         report = self._energy if self.report and progress is not None else None

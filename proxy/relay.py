@@ -34,6 +34,9 @@ class Relay:
     client asked. While it runs, `progress` is kept up to date; `result` is what the client has got, once it has it all.
     """
 
+    answer: Answer | None = None  # of a named call: collects the text
+    native: NodeCall | None = None  # of one whose engine itself waits for what it needs
+
     def __init__(
         self,
         client: Client,
@@ -49,8 +52,6 @@ class Relay:
         self.usage: Usage | None = None
         self.itl: Itl | None = None  # of a stream
         self.result: tuple[int, Outcome] | None = None
-        self.answer: Answer | None = None  # of a named call: collects the text
-        self.native: NodeCall | None = None  # of one whose engine itself waits for what it needs
         self._well: bool | None = None  # what the engine has shown of itself
 
     async def run(self, raw: bytes, headers: list[Header], task: asyncio.Task[Any], ends: float) -> tuple[int, Outcome]:

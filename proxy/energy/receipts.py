@@ -165,13 +165,13 @@ class Watcher(Protocol):
 class Book:
     """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`.
 
-    `on_close` is told of each run that takes no more requests.
+    Whoever is in `on_close` is told of each run that takes no more requests.
     """
 
     watcher: Watcher | None = None
-    on_close: Callable[[Run], object] = staticmethod(lambda _: None)
 
     def __init__(self, workflow_label: Callable[[str], str], step_label: Callable[[str, str], str]) -> None:
+        self.on_close: list[Callable[[Run], object]] = []
         self._workflow_label = workflow_label
         self._step_label = step_label
         self._runs: dict[tuple[str, str], Run] = {}  # the newest segment of each run that is not final
@@ -347,7 +347,8 @@ class Book:
             if run.state == "open" and not run.in_flight and (run.asked_to_close or now - run.last >= run.quiet_s):
                 run.state = "closed"
                 self._dirty_runs[run.uid] = run
-                self.on_close(run)
+                for tell in self.on_close:
+                    tell(run)
             if run.state == "closed" and not run.unsettled:
                 run.state = "final"
                 self._dirty_runs[run.uid] = run

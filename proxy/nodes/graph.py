@@ -172,10 +172,19 @@ class Graph:
                     changed += [node, *self.fail(node, "was refused: the gateway shuts down")]
         return changed
 
-    def forget(self) -> None:
-        """Keep no output any longer."""
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call of it waits for another."""
+        return not self._consumers
+
+    def drop_outputs(self) -> None:
+        """Keep no output any longer; who asks for one from now on is told so."""
         self._keep(-self.room.kept_bytes)
-        self._nodes.clear()
+        for node in self._nodes.values():
+            if node.output is not None:
+                node.output = None
+                what = "answered, and its output had to make room for those of other runs (limits.node_bytes)"
+                node.no_output = NoOutput("node_output_too_large", node.name, what)
 
     # What follows from what -----------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ became of the call itself, and its text, is told by the relay and `forward`, as 
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -59,6 +59,7 @@ class Nodes:
         self.configure(limits)
         self.draining = False
         self._graphs: dict[RunKey, Graph] = {}
+        self._keeping: dict[Graph, None] = {}  # those with outputs, in the order in which each got its last
         self._waiting: dict[Node, list[asyncio.Future[None]]] = {}
         self.held = 0
 
@@ -105,7 +106,10 @@ class Nodes:
     def leave(self, call: Call, code: int, outcome: Outcome) -> None:
         """A call is over, with this status for its client; those that wait for it go on, or never will."""
         if outcome is Outcome.OK:
-            self._tell(call.graph.done(call.node, call.answer.text))
+            text = call.answer.text
+            if text:
+                self._make_room(call.graph, len(text.encode()))
+            self._tell(call.graph.done(call.node, text))
         elif outcome is Outcome.CANCELLED:
             self._tell(call.graph.fail(call.node, "was cancelled: its client left"))
         else:
@@ -121,7 +125,7 @@ class Nodes:
     def close(self, run: Run) -> None:
         """The run takes no more calls: its outputs are kept no longer."""
         if (graph := self._graphs.pop((run.tenant, run.run), None)) is not None:
-            graph.forget()
+            self._drop(graph)
 
     def drain(self) -> None:
         """No more calls come: those that wait for one which is not here are told so."""
@@ -152,6 +156,25 @@ class Nodes:
             waiting.remove(future)
             if not waiting:
                 del self._waiting[call.node]
+
+    def _make_room(self, graph: Graph, size: int) -> None:
+        """Drop the outputs of the runs that were quiet for longest, as far as that is needed for so many bytes."""
+        self._keeping.pop(graph, None)
+        over = self._room.kept_bytes + size - self._room.most_bytes
+        quiet: list[Graph] = []
+        for other in self._keeping if over > 0 else ():
+            if other.is_idle:
+                quiet.append(other)
+                over -= other.room.kept_bytes
+                if over <= 0:
+                    break
+        for other in quiet:
+            self._drop(other)
+        self._keeping[graph] = None
+
+    def _drop(self, graph: Graph) -> None:
+        self._keeping.pop(graph, None)
+        graph.drop_outputs()
 
     def _tell(self, changed: Iterable[Node]) -> None:
         for node in changed:
@@ -197,8 +220,11 @@ class NodeCall:
         """The engine has taken the call, and those that name it may have `handle`, which must not be None."""
         self.nodes.submit(self.call, handle)
 
-    async def producer(self, name: str) -> Producer:
-        """Wait until a node that the text names was taken by its engine, or has answered. Raises Refusal."""
+    async def producer(self, name: str, knows: Callable[[Any], bool] = lambda _: True) -> Producer:
+        """Wait until a node that the text names was taken by its engine, or has answered. Raises Refusal.
+
+        A handle that the caller does not know, being another engine's, is passed over: then it gets the text.
+        """
         node = self.call.node
         while True:
             if node.refusal is not None:
@@ -206,7 +232,7 @@ class NodeCall:
             if (text := node.inputs.get(name)) is not None:
                 return Producer(None, text)
             producer = self.call.graph.get(name)
-            if producer is not None and producer.handle is not None:
+            if producer is not None and producer.handle is not None and knows(producer.handle):
                 return Producer(producer.handle, None)
             await self.nodes.output(self.call)
 

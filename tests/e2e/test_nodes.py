@@ -4,6 +4,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -18,8 +19,10 @@ NUMBERS = count(1)
 @pytest.fixture(scope="module")
 def gateway(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     engines = [{"name": "e1", "kind": "openai", "url": engine.url, "models": ["stub-7b"]}]
-    config = {"engines": engines, "limits": {"node_seconds": 1.0}}
+    keys = [{"tenant": "a", "key": "key-a"}, {"tenant": "b", "key": "key-b", "in_flight": 1}]
+    config = {"engines": engines, "limits": {"node_seconds": 1.0}, "keys": keys}
     with running(Gateway(config, tmp_path_factory.mktemp("nodes"))) as gateway:
+        gateway.http.headers["authorization"] = "Bearer key-a"
         yield gateway
 
 
@@ -34,13 +37,16 @@ def run() -> str:
     return f"nodes-{next(NUMBERS)}"
 
 
-def headers(run: str, node: str, **more: str) -> dict[str, str]:
-    return {"x-workflow-id": run, "x-workflow-name": "dag", "x-workflow-node": node, **more}
+def headers(run: str, node: str, key: str = "key-a") -> dict[str, str]:
+    named = {"x-workflow-id": run, "x-workflow-name": "dag", "x-workflow-node": node}
+    return {**named, "authorization": f"Bearer {key}"}
 
 
-def call(client: httpx.AsyncClient, run: str, node: str, text: str, **body: Any) -> "asyncio.Task[httpx.Response]":
+def call(
+    client: httpx.AsyncClient, run: str, node: str, text: str, key: str = "key-a", **body: Any
+) -> "asyncio.Task[httpx.Response]":
     whole = {**chat_body(content=text), "max_tokens": 2, **body}
-    return asyncio.create_task(client.post("/v1/chat/completions", json=whole, headers=headers(run, node)))
+    return asyncio.create_task(client.post("/v1/chat/completions", json=whole, headers=headers(run, node, key)))
 
 
 def prompts(engine: Engine, run: str) -> dict[str, Any]:
@@ -52,7 +58,7 @@ def prompts(engine: Engine, run: str) -> dict[str, Any]:
 
 
 async def test_a_whole_graph_at_once_in_the_wrong_order(gateway: Gateway, engine: Engine, run: str) -> None:
-    client = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
+    client = AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="key-a", max_retries=0)
 
     async def ask(node: str, text: str, tokens: int) -> str:
         reply = await client.chat.completions.create(
@@ -91,6 +97,21 @@ async def test_a_whole_graph_at_once_in_the_wrong_order(gateway: Gateway, engine
         "map-2": ["plan"],
         "merge": ["map-1", "map-2"],
     }
+    assert 0.0 < by_node["map-1"]["held_s"] < by_node["merge"]["held_s"] <= by_node["merge"]["duration_s"]
+    graph = found["dag"]
+    assert graph["critical_path"] in (["plan", "map-1", "merge"], ["plan", "map-2", "merge"])
+    assert graph["critical_path_s"] <= found["duration_s"] and set(graph["nodes"]) == set(by_node)
+
+
+async def test_the_page_shows_what_works(gateway: Gateway, engine: Engine) -> None:
+    code = (Path(__file__).parents[2] / "docs/nodes.md").read_text().partition("```python\n")[2].partition("```")[0]
+    page: dict[str, Any] = {}
+    exec(
+        code.replace("http://127.0.0.1:8080", gateway.url).replace('"m"', '"stub-7b"').replace('"..."', '"key-a"'), page
+    )
+    answer = "joule " * 8
+    assert await page["summarize"](["one", "two"]) == answer
+    assert prompts(engine, page["run"])["merge"] == f"Merge these summaries:\n{answer}\n{answer}"
 
 
 async def test_a_failed_producer_costs_its_dependents_nothing(
@@ -100,6 +121,7 @@ async def test_a_failed_producer_costs_its_dependents_nothing(
     failed = await call(client, run, "a", "go", stub={"refuse": 500})
     replies = [await middle, await last]
     assert failed.status_code == 500
+    assert all(0.0 < float(reply.headers["x-joulegate-held-for-nodes"]) < 30 for reply in replies)
     assert [(reply.status_code, reply.json()["error"]["code"]) for reply in replies] == [(424, "producer_failed")] * 2
     assert prompts(engine, run) == {"a": "go"}
     again = await asyncio.gather(*(call(client, run, node, text) for node, text in (("b", "{{node:a}}"), ("a", "go"))))
@@ -113,7 +135,8 @@ async def test_what_can_never_be_is_said(gateway: Gateway, engine: Engine, clien
     await asyncio.sleep(0.1)
     closes = await call(client, run, "b", "{{node:a}}")
     twice = await call(client, run, "a", "again")
-    without = await client.post("/v1/chat/completions", json=chat_body(), headers={"x-workflow-node": "a"})
+    nameless = headers(run, "a") | {"x-workflow-id": ""}
+    without = await client.post("/v1/chat/completions", json=chat_body(), headers=nameless)
     embedded = await client.post(
         "/v1/embeddings", json={"model": "stub-7b", "input": "x"}, headers=headers(run, "vector")
     )
@@ -138,6 +161,22 @@ async def test_a_client_that_leaves_is_not_waited_for(
     assert (told.status_code, "its client left" in told.text) == (424, True)
     assert (await call(client, run, "a", "go")).status_code == 200
     assert set(prompts(engine, run)) == {"a"}
+
+
+async def test_who_waits_is_in_flight_for_its_key_and_another_tenants_run_is_another(
+    gateway: Gateway, engine: Engine, client: httpx.AsyncClient, run: str
+) -> None:
+    held = call(client, run, "b", "{{node:a}}", key="key-b")
+    await asyncio.sleep(0.1)
+    assert (await call(client, run, "a", "mine, not b's")).status_code == 200
+    refused = await call(client, run, "a", "over its quota", key="key-b")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert not held.done()
+    held.cancel()
+    again = headers(run, "a", key="key-b")
+    await asyncio.to_thread(until, lambda: gateway.chat(again, content="again", max_tokens=1).status_code == 200)
+    served = [served["body"]["messages"][0]["content"] for served in engine.log(x_workflow_id=run)]
+    assert served == ["mine, not b's", "again"]
 
 
 async def test_a_gateway_that_ends_tells_those_who_wait_for_nobody(engine: Engine, make_gateway: Any, run: str) -> None:

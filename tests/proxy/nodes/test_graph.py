@@ -232,8 +232,10 @@ def test_more_than_is_kept_is_said_to_be_too_large(run_bytes: int, all_bytes: in
     assert node.refusal is not None and (node.refusal.status, node.refusal.code) == (424, "node_output_too_large")
     assert "7 bytes" in node.refusal.message and "up to 10" in node.refusal.message
     assert run.arrive("d", ["a"])[0].inputs == {"a": "éé"}
-    run.forget()
-    assert of_all.kept_bytes == 0
+    run.drop_outputs()
+    assert of_all.kept_bytes == run.room.kept_bytes == 0
+    late, _ = run.arrive("e", ["a"])
+    assert late.refusal is not None and "make room" in late.refusal.message
 
 
 def test_late_and_unknown_are_told_apart() -> None:

@@ -10,7 +10,7 @@ from proxy.energy.receipts import Book, Run
 from proxy.energy.records import Outcome
 from proxy.identify import identify
 from proxy.nodes.ask import Ask
-from proxy.nodes.hold import Call, NodeCall, Nodes, Producer
+from proxy.nodes.hold import FULL_RUNS, Call, NodeCall, Nodes, Producer
 from proxy.refusal import Refusal
 
 RUN = Run("u1", "acme", "r1", "w", "w", 0.0, 60.0, last=0.0, ended=0.0)
@@ -111,7 +111,7 @@ async def test_so_many_may_be_held_and_no_more() -> None:
 
 async def test_runs_are_apart_and_what_they_said_ends_with_them() -> None:
     calls, book = Calls(), Book(str, lambda _, step: step)
-    book.on_close = calls.nodes.close
+    book.on_close.append(calls.nodes.close)
     receipts = [
         book.open(identify({b"x-workflow-id": b"r1"}, {}, f"q{n}"), tenant, f"q{n}", "/", 1.0, 0.0)
         for n, tenant in enumerate(("acme", "other"))
@@ -126,6 +126,25 @@ async def test_runs_are_apart_and_what_they_said_ends_with_them() -> None:
         book.close(receipt, 200, Outcome.OK, 100.0)
     book.batch(102.0, {}, lambda _: True)
     assert not calls.nodes._graphs and calls.nodes._room.kept_bytes == 0
+
+
+async def test_the_runs_that_were_quiet_for_longest_make_room() -> None:
+    calls = Calls(node_bytes=1024)
+    runs = [Run(f"u{n}", "acme", f"r{n}", "w", "w", 0.0, 60.0, last=0.0, ended=0.0) for n in range(FULL_RUNS + 2)]
+    for run in runs[:FULL_RUNS]:
+        calls.answer(calls.enter("a", run=run), "x" * 1024)
+    calls.nodes.leave(calls.enter("b", run=runs[0]), 502, Outcome.FAILED)
+    waits = calls.waits("b", "a", "ghost", run=runs[1])
+    calls.answer(calls.enter("c", run=runs[2]), "")
+    await asyncio.sleep(0)
+    for run in runs[FULL_RUNS:]:
+        calls.answer(calls.enter("a", run=run), "y" * 1024)
+    assert calls.nodes._room.kept_bytes == FULL_RUNS * 1024
+    kept = [graph.room.kept_bytes > 0 for graph in (calls.nodes._graphs["acme", run.run] for run in runs)]
+    assert kept == [False, True, False] + [True] * (FULL_RUNS - 1), "the second has a call that waits"
+    calls.answer(calls.enter("ghost", run=runs[1]), "")
+    assert (await waits)["a"] == "x" * 1024
+    assert (await refusal_of(calls.waits("c", "a", run=runs[0]))).code == "node_output_too_large"
 
 
 async def test_a_call_that_was_refused_at_the_door_is_waited_for_no_longer() -> None:
@@ -169,8 +188,11 @@ async def test_such_an_engine_gets_handles_as_they_come_and_texts_of_others() ->
     elsewhere, first = calls.enter("b"), native(calls, "a")
     first.submitted("variable-1")
     assert await waits[0] == Producer("variable-1", None) and not waits[1].done()
+    stranger = asyncio.create_task(native(calls, "d", "a").producer("a", knows=lambda handle: handle == "mine"))
     calls.answer(elsewhere, "B")
-    assert await waits[1] == Producer(None, "B")
+    assert await waits[1] == Producer(None, "B") and not stranger.done()
+    calls.answer(first.call, "A")
+    assert await stranger == Producer(None, "A")
 
 
 async def test_such_an_engine_is_told_of_what_cannot_be() -> None:
