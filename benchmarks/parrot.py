@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.parrot_rig import MODELS, Rig, Source, rig
+from benchmarks.rehearsal import GPU, MODEL
 from loadgen.campaign.definition import Campaign, load
 from loadgen.campaign.folder import Folder
 from loadgen.campaign.grid import Trial
@@ -30,17 +31,20 @@ class OnRig:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
 
-    def machine(self, batch: int) -> Machine:
-        fixed = {"gpu": "h200", "model": "llama-2-7b", "enable_prefix_caching": True, "gpu_memory_utilization": 0.9}
-        facts = {**fixed, "max_num_batched_tokens": 8192, "max_num_seqs": batch}
-        about = {"ServeCore": self.rig.core, "engine": "joulegate emulate"}
-        ones = {"url": self.rig.url, "models": MODELS, "body": {"ignore_eos": True}, "is": facts, "about": about}
-        return Machine.model_validate(ones)
-
     def __call__(self, campaign: Campaign, trial: Trial) -> Result:
         batch = int(str(trial.cell.get("max_num_seqs")))
         self.rig.restart_engine(batch)
-        return OverHttp(self.machine(batch))(campaign, trial)
+        return OverHttp(machine(self.rig.url, self.rig.core, batch))(campaign, trial)
+
+
+def machine(url: str, core: str, batch: int) -> Machine:
+    """The rig as a campaign's machine; `core` says which ServeCore it is. Answers have their full length."""
+    fixed = {"gpu": GPU, "model": MODEL, "enable_prefix_caching": True, "gpu_memory_utilization": 0.9}
+    facts = {**fixed, "max_num_batched_tokens": 8192, "max_num_seqs": batch}
+    about = {"ServeCore": core, "engine": "joulegate emulate"}
+    return Machine.model_validate(
+        {"url": url, "models": MODELS, "body": {"ignore_eos": True}, "is": facts, "about": about}
+    )
 
 
 def main(quick: bool, repeats: int | None, out: Path) -> None:
