@@ -26,4 +26,3 @@ def test_what_a_gateway_makes_of_the_named_chat_is_the_whole_one(text: str, answ
     pieces = (Piece(text + "."), Piece(answer_of="a"), Piece("." + text))
     (named,), (whole,) = named_messages(pieces, about), whole_messages(pieces, {"a": answer}, about)
     assert filled(named["content"], {"a": answer}, ("a",)) == whole["content"]
-
