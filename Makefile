@@ -127,7 +127,7 @@ bench-attribution: $(VENV)/.dev  ## how right the split is, against exact Shaple
 bench-overhead: $(VENV)/.dev  ## what metering costs, by part: CPU with 1,000 and with 100 requests in flight (three minutes)
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
-bench-policies: $(VENV)/.dev  ## what policies save against the default and an oracle, emulated (twenty minutes; BENCH=--quick: two)
+bench-policies: $(VENV)/.dev  ## what policies save against the default and an oracle, emulated (half an hour, goes on where it was; BENCH=--quick: two minutes)
 	@$(BIN)/python -m benchmarks.policies $(BENCH)
 
 bench-nodes: $(VENV)/.dev  ## coding sent as a named DAG against call by call, emulated: latency and joules (five minutes)

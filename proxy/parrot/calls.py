@@ -151,12 +151,18 @@ class Calls:
             call.answer.set_result(answer)
 
 
-async def _exchange(call: Call, lane: Lane) -> Answer:
-    """The client's request to the engine. Raises what `Upstream.send` raises, also for an engine that fails."""
+def own_headers(headers: list[Header], lane: Lane) -> list[Header]:
+    """A client's headers as the engine gets them: with its own key, where it has one, in the place of the client's."""
     own = [(name.lower().encode(), value.encode()) for name, value in lane.engine.headers.items()]
     dropped = {name for name, _ in own} | ({b"x-api-key"} if own else set())
-    headers = [header for header in call.headers if header[0] not in dropped] + own
-    reply = await lane.upstream.send(b"POST", call.path.encode(), headers, orjson.dumps(call.body))
+    return [header for header in headers if header[0] not in dropped] + own
+
+
+async def _exchange(call: Call, lane: Lane) -> Answer:
+    """The client's request to the engine. Raises what `Upstream.send` raises, also for an engine that fails."""
+    reply = await lane.upstream.send(
+        b"POST", call.path.encode(), own_headers(call.headers, lane), orjson.dumps(call.body)
+    )
     try:
         if any(name == b"content-type" and value.startswith(b"text/event-stream") for name, value in reply.headers):
             return await _gathered(call, lane, reply)

@@ -41,17 +41,24 @@ class Needs:
 
         Raises Refusal where a producer is none.
         """
-        for name in self._call.needs if self._call is not None else ():
-            await self._find(name, use)
+        if self._call is not None:
+            for name in self._call.needs:
+                handle, text = await self._call.producer(name, lambda one: isinstance(one, Handle) and one.use is use)
+                if handle is None:
+                    self._handles.pop(name, None)
+                    self._texts[name] = text or ""
+                else:
+                    self._handles[name] = handle
         parts: list[Text | Var] = []
         for text in texts:
-            for piece in pieces(text, self._names) if self._names else [text]:
-                if isinstance(piece, Named):
-                    handle = self._handles.get(piece.name)
-                    parts.append(Text(self._texts[piece.name]) if handle is None else handle.var)
-                elif piece:
-                    parts.append(Text(piece))
-        return parts
+            for piece in pieces(text, self._names) if self._call is not None else [text]:
+                handle = self._handles.get(piece.name) if isinstance(piece, Named) else None
+                said = self._texts.get(piece.name, "") if isinstance(piece, Named) else piece
+                if handle is not None:
+                    parts.append(handle.var)
+                elif said:
+                    parts.append(Text(said))
+        return parts or [Text(" ")]  # nothing at all is more than Parrot can take
 
     def fill(self, body: Mapping[str, Any]) -> bool:
         """Put the outputs into the client's request. False where one is missing, for its producer failed.
@@ -73,16 +80,3 @@ class Needs:
             raise Refusal(413, what, "body_too_large")
         fill(body, outputs, self._names)
         return True
-
-    async def _find(self, name: str, use: Use) -> None:
-        assert self._call is not None
-        handle, text = await self._call.producer(name)
-        if isinstance(handle, Handle):
-            if handle.use is use:
-                self._handles[name] = handle
-                return
-            text = await handle.text
-            if text is None:
-                raise await self._call.lost()
-        self._handles.pop(name, None)
-        self._texts[name] = text or ""

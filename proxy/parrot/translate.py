@@ -72,15 +72,18 @@ def check(path: str, body: Mapping[str, Any], builtin: bool) -> None:
         raise Unspeakable(f"{unknown[0]} is nothing that Parrot's builtin engine knows", unknown[0])
 
 
-def texts(path: str, body: Mapping[str, Any]) -> list[str]:
+def texts(path: str, body: Mapping[str, Any], builtin: bool = False) -> list[str]:
     """What the request says, as the texts of one prompt: a message each, with its role, or the prompt as it is.
 
+    A prompt of token ids is shown to Parrot as their numbers: the engine behind an egress gets the ids themselves.
     Raises Unspeakable for what is no text.
     """
     if path == COMPLETIONS:
         prompt = body.get("prompt")
-        if isinstance(prompt, list) and len(prompt) == 1:
+        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
             prompt = prompt[0]
+        if isinstance(prompt, list) and prompt and not builtin and all(isinstance(one, int) for one in prompt):
+            return [" ".join(map(str, prompt))]
         if not isinstance(prompt, str) or not prompt:
             raise Unspeakable("prompt must be one text on Parrot: a semantic call has one output", "prompt")
         return [prompt]

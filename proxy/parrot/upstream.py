@@ -20,7 +20,7 @@ from proxy.energy.work import Progress
 from proxy.nodes.hold import NodeCall
 from proxy.parrot import translate
 from proxy.parrot.answer import ESTIMATED, JSON, STREAM, Said, estimate
-from proxy.parrot.calls import Answer, Call, Calls
+from proxy.parrot.calls import Answer, Call, Calls, own_headers
 from proxy.parrot.core import ServeCore
 from proxy.parrot.needs import Handle, Needs
 from proxy.parrot.sessions import Run, Sessions, Use
@@ -33,6 +33,7 @@ from proxy.upstream import Dropped, Header, Unreachable
 
 log = logging.getLogger("joulegate.parrot")
 
+_TOKENIZERS = ("/tokenize", "/detokenize")
 _LOOK_EVERY_S = 15.0  # while an answer is waited for: whether its session still is
 
 
@@ -145,10 +146,11 @@ class Bound:
         path = target.partition(b"?")[0].decode("latin-1")
         try:
             asked = orjson.loads(body)
+            if path in _TOKENIZERS and self.parrot.egress:
+                return await self._past_parrot(target, asked, headers)
             translate.check(path, asked, builtin=not self.parrot.egress)
-            said = translate.texts(path, asked)
-            if self.run is None:
-                raise Unspeakable(f"{path[:200]} cannot pass Parrot", None)
+            said = translate.texts(path, asked, builtin=not self.parrot.egress)
+            assert self.run is not None, "what passes has a receipt"
             if self.parrot.egress:
                 return await self._through_egress(self.run, node, path, asked, said, headers)
             return await self._builtin(self.run, node, path, asked, said)
@@ -157,6 +159,19 @@ class Bound:
 
     def release(self, reply: object) -> None:
         """A reply is all there; nothing is kept of it."""
+
+    async def _past_parrot(self, target: bytes, asked: dict[str, Any], headers: list[Header]) -> Whole:
+        """What only the engine behind can tell, and costs it nothing."""
+        lane = self.parrot.names.behind()
+        if lane is None:
+            raise Unreachable("the engine behind it has left")
+        if isinstance(asked.get("model"), str):
+            asked["model"] = self.parrot.names.of_engine(asked["model"])
+        reply = await lane.upstream.send(b"POST", target, own_headers(headers, lane), orjson.dumps(asked))
+        try:
+            return Whole(reply.status, reply.headers, await reply.rest())
+        finally:
+            lane.upstream.release(reply)
 
     async def _through_egress(
         self,

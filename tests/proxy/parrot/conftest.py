@@ -64,7 +64,7 @@ class Behind:
         if self.status != 200:
             error = {"error": {"message": self.error, "type": "t", "param": None, "code": self.status}}
             return web.json_response(error, status=self.status)
-        text = "You said: " + (body["prompt"] if "prompt" in body else str(body["messages"][-1]["content"]))
+        text = "You said: " + str(body["prompt"] if "prompt" in body else body["messages"][-1]["content"])
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         usage |= {"prompt_tokens_details": {"cached_tokens": 2}}
         chat = request.path.endswith("chat/completions")
@@ -147,7 +147,7 @@ async def make_world() -> AsyncIterator[MakeWorld]:
     async def make(builtin: bool = False, models: tuple[str, ...] = ()) -> World:
         behind = Behind()
         app = web.Application()
-        app.router.add_post("/v1/{tail:.*}", behind.serve)
+        app.router.add_post("/{tail:.*}", behind.serve)
         runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1)
         await runner.setup()
         runners.append(runner)

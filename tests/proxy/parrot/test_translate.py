@@ -107,10 +107,17 @@ def test_a_chat_needs_messages(body: dict[str, Any]) -> None:
         translate.texts(CHAT, body)
 
 
-@pytest.mark.parametrize("prompt", [None, "", ["a", "b"], [1, 2], 3])
+@pytest.mark.parametrize("prompt", [None, "", [], ["a", "b"], [[1], [2]], [1, "a"], 3])
 def test_a_completion_needs_one_prompt_of_text(prompt: Any) -> None:
     with pytest.raises(Unspeakable, match="one text"):
         translate.texts(COMPLETIONS, {"prompt": prompt})
+
+
+@pytest.mark.parametrize("prompt", [[7], [1, 2], [[1, 2]]])
+def test_token_ids_are_the_engines_alone(prompt: Any) -> None:
+    assert translate.texts(COMPLETIONS, {"prompt": prompt}) in (["7"], ["1 2"])
+    with pytest.raises(Unspeakable, match="one text"):
+        translate.texts(COMPLETIONS, {"prompt": prompt}, builtin=True)
 
 
 def test_sampling_is_said_in_parrots_words_and_no_others() -> None:

@@ -64,6 +64,17 @@ async def test_completions_pass_too(world: Any) -> None:
     assert content["choices"][0]["text"] == "You said: say" and end["choices"][0]["text"] == ""
 
 
+async def test_token_ids_reach_the_engine_as_they_are(world: Any) -> None:
+    assert (await world.ask("/v1/completions", prompt=[1, 2, 3])).status == 200
+    assert world.behind.seen[0][1]["prompt"] == [1, 2, 3]
+
+
+async def test_the_engine_behind_tokenizes_past_parrot(world: Any) -> None:
+    reply = await world.ask("/tokenize", prompt="some words")
+    assert reply.status == 200 and world.core.submitted == []
+    assert world.behind.seen[0][1] == {"model": "m", "prompt": "some words"}
+
+
 async def test_the_engines_own_no_is_the_clients_to_read(world: Any) -> None:
     world.behind.error = "too long"
     for status in (400, 404, 413, 429):
