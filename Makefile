@@ -109,7 +109,7 @@ tools:
 # What the gateway adds to an engine, beside its peers; `make bench-proxy BENCH="--soak"` (or --quick) for more (or less).
 PEERS := .venv-peers
 BENCH ?=
-.PHONY: bench-proxy bench-ledger bench-cancel bench-peers bench-emulator bench-attribution bench-overhead
+.PHONY: bench-proxy bench-ledger bench-cancel bench-peers bench-emulator bench-attribution bench-overhead bench-nodes bench-parrot
 
 bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, beside nginx, vllm-router and litellm
 	@$(BIN)/python -m benchmarks.proxy $(BENCH)
@@ -129,8 +129,14 @@ bench-attribution: $(VENV)/.dev  ## how right the split is, against exact Shaple
 bench-overhead: $(VENV)/.dev  ## what metering costs, by part: CPU with 1,000 and with 100 requests in flight (three minutes)
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
-bench-policies: $(VENV)/.dev  ## what policies save against the default and an oracle, emulated (twenty minutes; BENCH=--quick: two)
+bench-policies: $(VENV)/.dev  ## what policies save against the default and an oracle, emulated (half an hour, goes on where it was; BENCH=--quick: two minutes)
 	@$(BIN)/python -m benchmarks.policies $(BENCH)
+
+bench-nodes: $(VENV)/.dev  ## coding sent as a named DAG against call by call, emulated: latency and joules (five minutes)
+	@$(BIN)/python -m benchmarks.named_dag joulegate-named-dag $(BENCH)
+
+bench-parrot: $(VENV)/.dev  ## the campaign rq3-parrot on an emulated host, with PARROT_SRC's ServeCore or a stand-in (BENCH=--quick: two minutes)
+	@$(if $(PARROT_SRC),$(MAKE) --no-print-directory $(PARROT)/.ready && PARROT_SRC="$(abspath $(PARROT_SRC))" 		PARROT_PYTHON="$(abspath $(PARROT))/bin/python") $(BIN)/python -m benchmarks.parrot $(BENCH)
 
 bench-emulator: $(VENV)/.dev  ## how well the emulator meets what was measured, how fast it is, what its server costs (five minutes)
 	@$(BIN)/python -m benchmarks.emulator calibration

@@ -213,7 +213,11 @@ class _Exchange:
             if asked is not None:
                 identity = with_needs(identity, asked)
                 self.outside = (caller.tenant, identity.run), asked.name
-            await self._draw(caller, identity)
+            budget_uj = asked_uj(self.client.headers)
+            if budget_uj is not None or self.forward.spending.may_hold(
+                caller.tenant, caller.budget, identity.run, identity.workflow
+            ):
+                await self._draw(caller, identity, budget_uj)
             known = self.forward.config.workflows.get(identity.workflow)
             quiet_s = known.quiet if known else 60.0
             self.receipt = self.forward.book.open(
@@ -260,9 +264,9 @@ class _Exchange:
             self.forward.metrics.ids_ignored(identity.ignored)
         return identity
 
-    async def _draw(self, caller: Caller, identity: Identity) -> None:
+    async def _draw(self, caller: Caller, identity: Identity, asked: int | None) -> None:
         """Take hold of the budgets that the request draws on. Raises Refusal where one is spent."""
-        spending, asked = self.forward.spending, asked_uj(self.client.headers)
+        spending = self.forward.spending
         if asked is not None and not any(self.forward.parts(lane.name) for lane in self.forward.router.lanes):
             what = "X-Workflow-Budget: a budget needs a counter, and the joules of no engine here are known"
             raise Refusal(400, what, "budget_not_possible")
@@ -341,11 +345,13 @@ class _Exchange:
             if not isinstance(options, dict) or not options.get("include_usage"):
                 body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
                 self.hide_usage = amended = True
-        if self.receipt is not None and path != EMBEDDINGS:
+        forward = self.forward
+        bounded = self.draw is not None or forward.max_tokens or forward.priority
+        if bounded and self.receipt is not None and path != EMBEDDINGS:
             keys = _MAX_TOKENS_KEYS.get(path, ("max_tokens",))
             key = next((key for key in keys if body.get(key) is not None), keys[-1])
             asked = body.get(key) if isinstance(body.get(key), int | float) else None
-            policys = self.forward.max_tokens.get(self.receipt.run.label)
+            policys = forward.max_tokens.get(self.receipt.run.label)
             budgets = self._affordable(lanes[0], len(raw) // 4, body, asked)
             most = min((most for most in (policys, budgets) if most is not None), default=None)
             if most is not None and (asked is None or asked > most):
@@ -354,8 +360,8 @@ class _Exchange:
                 self.client.extra.append((b"x-joulegate-max-tokens", b"%d" % most))
                 if self.draw is not None and most == budgets:
                     self.draw.capped(clock.now())
-            priority = self.forward.priority.get(self.receipt.run.label)
-            if priority is not None and self.forward.take_priority.issuperset(lane.name for lane in lanes):
+            priority = forward.priority.get(self.receipt.run.label)
+            if priority is not None and forward.take_priority.issuperset(lane.name for lane in lanes):
                 body["priority"] = priority
                 amended = True
         return orjson.dumps(body) if amended else raw

@@ -20,7 +20,7 @@ from proxy.telemetry.metrics import Itl
 from proxy.upstream import Answering, Serving, Unreachable
 
 _NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
-_SECRETS = frozenset((b"authorization", b"x-api-key"))
+_NO_SECRETS = _NOT_UPSTREAM | {b"authorization", b"x-api-key"}
 _RETRY_STATUS = {429, 500, 502, 503, 504}
 _ENDS_WITH_A_REASON = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
@@ -73,7 +73,7 @@ class Relay:
                 else:
                     upstream = cast(NodeUpstream, self.upstream)
                     reply = await upstream.send_node(self.native, b"POST", self._target(), headers, raw)
-                streamed = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in reply.headers)
+                streamed = _is_stream(reply.headers)
                 first = await (reply.next() if streamed else reply.rest())
                 self._well = _speaks_well(reply.status)
                 if reply.status in _RETRY_STATUS and not self.last:
@@ -193,9 +193,7 @@ def upstream_headers(
     given: Mapping[bytes, bytes], own: Mapping[str, str], keyed: bool, request_id: str
 ) -> list[Header]:
     """The client's headers as an engine gets them; `keyed`: the client's key is for the gateway alone."""
-    dropped = _NOT_UPSTREAM
-    if keyed or "Authorization" in own:
-        dropped = dropped | _SECRETS
+    dropped = _NO_SECRETS if keyed or "Authorization" in own else _NOT_UPSTREAM
     if named := given.get(b"connection"):
         dropped = dropped | {part.strip().lower() for part in named.split(b",")}
     headers = [header for header in given.items() if header[0] not in dropped]
@@ -204,6 +202,11 @@ def upstream_headers(
         headers.append((b"x-request-id", request_id.encode()))
     headers += [(name.lower().encode(), value.encode()) for name, value in own.items()]
     return headers
+
+
+def _is_stream(headers: list[Header]) -> bool:
+    kinds = [value for name, value in headers if name == b"content-type"]
+    return bool(kinds) and kinds[0].startswith(b"text/event-stream")
 
 
 def try_parse(body: bytes) -> Any:
