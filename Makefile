@@ -9,7 +9,7 @@ DEMO_SECONDS ?= 60
 ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test test-vllm test-parrot bench-parrot test-emulated soak kills fuzz lint dashboards lock clean help
+.PHONY: demo serve test test-vllm test-parrot test-emulated soak kills fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -43,11 +43,9 @@ ifneq ($(PARROT_SRC),)
 test-parrot: $(VENV)/.dev $(PARROT)/.ready tools  ## kind parrot before the real ParrotServe; PARROT_SRC names a checkout of it
 	@PARROT_SRC="$(abspath $(PARROT_SRC))" PARROT_PYTHON="$(abspath $(PARROT))/bin/python" \
 		$(BIN)/python -m pytest -q tests/parrot
-bench-parrot: $(VENV)/.dev $(PARROT)/.ready  ## chain summarization through the real Parrot and past it, emulated (fifteen minutes)
-	@$(BIN)/python -m benchmarks.parrot "$(PARROT_SRC)" "$(abspath $(PARROT))/bin/python" $(BENCH)
 else
-test-parrot bench-parrot:
-	@echo "$@ is skipped: PARROT_SRC names no checkout of microsoft/ParrotServe"
+test-parrot:
+	@echo "test-parrot is skipped: PARROT_SRC names no checkout of microsoft/ParrotServe"
 endif
 
 lint: $(VENV)/.dev
