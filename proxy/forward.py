@@ -155,8 +155,6 @@ class _Exchange:
                     self.draw.stop = None
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
-            if self.outside is not None:
-                self.forward.nodes.refuse(*self.outside, code)
             await client.answer(refusal.status, refusal.body(), refusal.headers())
         except Broken as broken:
             code, outcome = broken.status, Outcome.FAILED
@@ -186,6 +184,8 @@ class _Exchange:
                 self.forward.spending.leave(self.draw)
             if self.call is not None:
                 self.forward.nodes.leave(self.call, code, outcome)
+            elif self.outside is not None:
+                self.forward.nodes.refuse(*self.outside, code)
             if self.receipt is not None:
                 self._close(self.receipt, code, outcome)
 

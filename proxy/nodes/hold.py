@@ -26,7 +26,7 @@ from proxy.energy.receipts import Run
 from proxy.energy.records import Outcome
 from proxy.nodes.answer import Answer
 from proxy.nodes.ask import Ask
-from proxy.nodes.graph import Graph, Node, Room, State
+from proxy.nodes.graph import MOST_MISSING, Graph, Node, Room, State
 from proxy.nodes.placeholders import Listed
 from proxy.refusal import Refusal
 from proxy.upstream import Reply
@@ -81,6 +81,9 @@ class Nodes:
         waits = holds and graph.is_to_wait(asked.needs)
         if waits and self.held >= limits.nodes_held:
             message = f"{self.held} calls wait for nodes already (limits.nodes_held)"
+            raise Refusal(429, message, "too_many_held", retry_after_s=1)
+        if graph.missing + len(asked.needs) > MOST_MISSING:
+            message = f"calls of this run wait for {graph.missing} outputs already, and for {MOST_MISSING} at most"
             raise Refusal(429, message, "too_many_held", retry_after_s=1)
         node, changed = graph.arrive(asked.name, tuple(asked.needs), holds)
         self._tell(changed)

@@ -109,6 +109,19 @@ async def test_so_many_may_be_held_and_no_more() -> None:
     assert await calls.waits("c", "a") == {"a": "A"}, "its name was not taken by the refusal"
 
 
+async def test_what_calls_of_a_run_wait_for_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.nodes.hold.MOST_MISSING", 3)
+    calls = Calls()
+    held = calls.waits("c", "a", "b")
+    await asyncio.sleep(0)
+    for holds in (True, False):
+        with pytest.raises(Refusal, match="wait for 2 outputs already, and for 3 at most") as refused:
+            calls.enter("d", "a", "x", holds=holds)
+        assert (refused.value.status, refused.value.code) == (429, "too_many_held")
+    assert calls.enter("d", "x") and not held.done()
+    held.cancel()
+
+
 async def test_runs_are_apart_and_what_they_said_ends_with_them() -> None:
     calls, book = Calls(), Book(str, lambda _, step: step)
     book.on_close.append(calls.nodes.close)
