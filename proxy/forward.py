@@ -213,7 +213,11 @@ class _Exchange:
             if asked is not None:
                 identity = with_needs(identity, asked)
                 self.outside = (caller.tenant, identity.run), asked.name
-            await self._draw(caller, identity)
+            budget_uj = asked_uj(self.client.headers)
+            if budget_uj is not None or self.forward.spending.may_hold(
+                caller.tenant, caller.budget, identity.run, identity.workflow
+            ):
+                await self._draw(caller, identity, budget_uj)
             known = self.forward.config.workflows.get(identity.workflow)
             quiet_s = known.quiet if known else 60.0
             self.receipt = self.forward.book.open(
@@ -260,9 +264,9 @@ class _Exchange:
             self.forward.metrics.ids_ignored(identity.ignored)
         return identity
 
-    async def _draw(self, caller: Caller, identity: Identity) -> None:
+    async def _draw(self, caller: Caller, identity: Identity, asked: int | None) -> None:
         """Take hold of the budgets that the request draws on. Raises Refusal where one is spent."""
-        spending, asked = self.forward.spending, asked_uj(self.client.headers)
+        spending = self.forward.spending
         if asked is not None and not any(self.forward.parts(lane.name) for lane in self.forward.router.lanes):
             what = "X-Workflow-Budget: a budget needs a counter, and the joules of no engine here are known"
             raise Refusal(400, what, "budget_not_possible")
@@ -288,7 +292,9 @@ class _Exchange:
         self.outside = None
         call = self.call = nodes.enter(receipt.run, asked, self.ends, holds)
         if not holds:
-            self.native = NodeCall(nodes, call)
+            self.native = native = NodeCall(nodes, call)
+            for name in native.needs:  # else those that wait could take all the places of those that they wait for
+                await native.producer(name)
             return raw
         if not asked.needs:
             return asked.filled(raw, body, {}, self.limits.body_bytes)
@@ -339,11 +345,13 @@ class _Exchange:
             if not isinstance(options, dict) or not options.get("include_usage"):
                 body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
                 self.hide_usage = amended = True
-        if self.receipt is not None and path != EMBEDDINGS:
+        forward = self.forward
+        bounded = self.draw is not None or forward.max_tokens or forward.priority
+        if bounded and self.receipt is not None and path != EMBEDDINGS:
             keys = _MAX_TOKENS_KEYS.get(path, ("max_tokens",))
             key = next((key for key in keys if body.get(key) is not None), keys[-1])
             asked = body.get(key) if isinstance(body.get(key), int | float) else None
-            policys = self.forward.max_tokens.get(self.receipt.run.label)
+            policys = forward.max_tokens.get(self.receipt.run.label)
             budgets = self._affordable(lanes[0], len(raw) // 4, body, asked)
             most = min((most for most in (policys, budgets) if most is not None), default=None)
             if most is not None and (asked is None or asked > most):
@@ -352,8 +360,8 @@ class _Exchange:
                 self.client.extra.append((b"x-joulegate-max-tokens", b"%d" % most))
                 if self.draw is not None and most == budgets:
                     self.draw.capped(clock.now())
-            priority = self.forward.priority.get(self.receipt.run.label)
-            if priority is not None and self.forward.take_priority.issuperset(lane.name for lane in lanes):
+            priority = forward.priority.get(self.receipt.run.label)
+            if priority is not None and forward.take_priority.issuperset(lane.name for lane in lanes):
                 body["priority"] = priority
                 amended = True
         return orjson.dumps(body) if amended else raw
@@ -362,7 +370,7 @@ class _Exchange:
         """The output tokens that the request's budgets pay for, at the prices of the engine that is asked first."""
         if self.draw is None:
             return None
-        serving, in_flight = self.forward.attribution.serving(lane.name), lane.gate.total + 1
+        serving, in_flight = self.forward.attribution.serving(lane.works_for or lane.name), lane.gate.total + 1
         choices = max([1, *(n for name in ("n", "best_of") if isinstance(n := body.get(name), int))])
         return self.draw.most_tokens(serving, in_flight, prompt_tokens, choices, asked, clock.now())
 
@@ -389,11 +397,13 @@ class _Exchange:
             forward.metrics.queue_wait(receipt.run.label, lane.name, dispatched - attempt.queued)
             forward.metrics.born(receipt.run.tenant, receipt.run.label, receipt.step, lane.name, forward.parts)
             # Four bytes a token is the usual rule of thumb; it stands in only until the engine has counted.
-            progress = Progress(receipt.id, attempt.n, lane.name, dispatched, len(raw) // 4, receipt.stream)
+            worker = lane.works_for or lane.name
+            progress = Progress(receipt.id, attempt.n, worker, dispatched, len(raw) // 4, receipt.stream)
             attempt.progress = progress
             if forward.recorder is not None and forward.recorder.recording:
                 progress.ticks = []
-            forward.attribution.start(progress)
+            if lane.bind is None:
+                forward.attribution.start(progress)
             attempt.code, attempt.outcome = await self._relay(lane, raw, progress, last)
             return attempt.code, attempt.outcome
         except Broken as broken:
@@ -438,6 +448,8 @@ class _Exchange:
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         report = self._energy if self.report and progress is not None else None
         relay = self.relay = Relay(self.client, lane, self.limits, progress, last, self.hide_usage, report)
+        if lane.bind is not None:
+            relay.upstream = lane.bind(self.receipt, progress)
         if self.call is not None:
             relay.answer = self.call.answer = Answer()
             relay.native = self.native
@@ -450,7 +462,7 @@ class _Exchange:
                     self.forward.metrics.itl_flush(self.receipt.run.label, lane.name, relay.itl)
                 if relay.usage is not None:
                     self.receipt.prompt_tokens, self.receipt.output_tokens = relay.usage.prompt, relay.usage.output
-                    self.receipt.cached_tokens, self.receipt.usage = relay.usage.cached, "engine"
+                    self.receipt.cached_tokens, self.receipt.usage = relay.usage.cached, relay.usage_by
                 elif progress.frames:
                     self.receipt.output_tokens, self.receipt.usage = progress.frames, "frames"
 

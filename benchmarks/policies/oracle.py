@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import inf
 
 from benchmarks.policies.cells import Cell
@@ -9,11 +10,11 @@ from benchmarks.policies.trial import Trial
 from benchmarks.sim import DEVICE, ENGINE
 from policies.static import Hold, Static
 
-HOLDS = (0.1, 1 / 3, 2 / 3, 1.0)  # of patience
+HOLDS = (0.1, 1 / 3, 2 / 3, 1.0)  # of patience; then halfway to the next ones, 0 among them
 JOINS = (0.0, 0.35, 0.7, inf)  # of a request's own time
 LIMITS = (4, 16, 64)
 CLOCKS = (0.6, 0.7, 0.8, 0.9)  # of the highest
-FINE_HOLD, FINE_JOIN = 1 / 6, 0.15
+FINE_JOIN = 0.15
 SEEDS, FINALISTS = 2, 3
 LATER = 0.01  # so much more of the requests may miss an objective than without
 
@@ -69,7 +70,9 @@ class Oracle:
         if top.hold:
             joins = [top.join + by for by in (-FINE_JOIN, FINE_JOIN)] if top.join < inf else []
             near += [replace(top, join=join) for join in joins if join >= 0]
-            near += [replace(top, hold=hold) for hold in (top.hold - FINE_HOLD, top.hold + FINE_HOLD) if hold <= 1]
+            near += [
+                replace(top, hold=(low + high) / 2) for low, high in pairwise((0.0, *HOLDS)) if top.hold in (low, high)
+            ]
         finalists = self.best([Setting(), top, *near], SEEDS, FINALISTS)
         return self._final(finalists)
 

@@ -4,7 +4,7 @@ Sans-I/O. The data plane opens and closes receipts, attribution's settled window
 `batch` hands everything that changed to the ledger and the metrics. What is settled and handed over is forgotten here.
 """
 
-import os
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -198,7 +198,7 @@ class Book:
             if run is not None:
                 self._closing.append(run)
             label = self._workflow_label(identity.workflow)
-            uid = f"{int(now * 1000):012x}{os.urandom(8).hex()}"  # in order of time, as the ledger keeps them
+            uid = f"{int(now * 1000):012x}{random.getrandbits(64):016x}"  # in order of time, as the ledger keeps them
             run = Run(uid, tenant, identity.run, identity.workflow, label, now, quiet_s, last=now, ended=now)
             self._runs[key] = run
             self._begun.append(uid)
@@ -378,7 +378,7 @@ class Book:
 
 def _has_all(receipt: Receipt, is_settled: Callable[[Progress], bool]) -> bool:
     """Whether no joule of an ended request is still to come."""
-    return all(attempt.progress is None or is_settled(attempt.progress) for attempt in receipt.attempts)
+    return all(map(is_settled, [attempt.progress for attempt in receipt.attempts if attempt.progress is not None]))
 
 
 def _attempt_record(receipt: Receipt, a: Attempt) -> AttemptRecord:
@@ -397,7 +397,8 @@ def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
 
 def _sum_saved(receipt: Receipt, saved: Saved) -> tuple[Quality, int] | None:
     """What a request's attempts did not cost, as good as the worst of them is known."""
-    found = [one for attempt in receipt.attempts if attempt.progress and (one := saved(attempt.progress)) is not None]
+    told = [attempt.progress for attempt in receipt.attempts if attempt.progress and attempt.progress.cached_tokens]
+    found = [one for progress in told if (one := saved(progress)) is not None]
     if not found:
         return None
     return max((quality for quality, _ in found), key=list(Quality).index), sum(uj for _, uj in found)

@@ -221,7 +221,7 @@ class Metrics(Collector):
         self, tenant: str, workflow: str, engine: str, model: str, code: int, outcome: Outcome, duration_s: float
     ) -> None:
         """A request ended; `engine` is empty when none was reached. The model's name is bounded here."""
-        self.requests.add((tenant, workflow, engine, self.bounds.model(model), str(code), outcome.value))
+        self.requests.add((tenant, workflow, engine, self.bounds.model(model), str(code), outcome._value_))
         self.request_duration.observe((workflow, engine), duration_s)
 
     def ttft(self, workflow: str, engine: str, s: float) -> None:

@@ -1,8 +1,9 @@
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from benchmarks.policies.bars import is_reached
+from benchmarks.policies.bars import change_bars, is_reached
 from benchmarks.policies.front import best_at
 from benchmarks.policies.oracle import Oracle, Setting, converged, later, savings
 from benchmarks.policies.trial import Trial
@@ -52,6 +53,7 @@ def oracle(best: Setting, late: Setting | None = None) -> Oracle:
 def test_it_finds_the_best_setting_from_coarse_to_fine() -> None:
     assert oracle(Setting(1.0, 0.35)).of_gate() == Setting(1.0, 0.35)
     assert oracle(Setting(5 / 6, 0.35)).of_gate().hold == pytest.approx(5 / 6)
+    assert oracle(Setting(0.05, 0.35)).of_gate() == Setting(0.05, 0.35), "halfway to nothing"
     assert oracle(Setting(1.0, 0.35, limit=64)).of_gate() == Setting(1.0, 0.35, limit=64)
     assert oracle(Setting(1.0, 0.35, clock=0.7)).with_clock(Setting(1.0, 0.35)) == Setting(1.0, 0.35, clock=0.7)
 
@@ -74,3 +76,12 @@ def test_the_front_is_of_those_that_no_other_beats() -> None:
     points = [(1.0, 0.0), (2.0, 0.2), (2.5, 0.1), (3.0, 0.3)]
     assert best_at(points, 2.5) == pytest.approx(0.25)
     assert best_at(points, 0.5) == 0.0 and best_at(points, 9.0) == 0.3
+
+
+def test_a_load_that_changes_is_followed_in_each_phase() -> None:
+    def found(*company: float) -> dict[str, Any]:
+        return {"saved": {"company": [{"mean": each} for each in company], "fixed": [{"mean": 0.1}, {"mean": 0.01}]}}
+
+    assert [bar.met for bar in change_bars(found(0.095, 0.0))] == [True]
+    assert [bar.met for bar in change_bars(found(0.05, 0.0))] == [False]
+    assert [bar.met for bar in change_bars(found(0.2, -0.02))] == [False]
