@@ -285,25 +285,26 @@ class _Exchange:
     async def _named(self, receipt: Receipt, asked: Ask, raw: bytes, body: dict[str, Any], model: str | None) -> bytes:
         """Enter a named call, and wait for the nodes that it names; returns the request with their outputs in place.
 
-        Where its engines see to that themselves, the request is as it came.
+        Where its engines see to that themselves it waits until they have these nodes, and the request is as it came.
         """
         nodes = self.forward.nodes
         holds = not all(schedules_nodes(lane.engine) for lane in self._candidates(model, ()))
         self.outside = None
         call = self.call = nodes.enter(receipt.run, asked, self.ends, holds)
-        if not holds:
-            self.native = native = NodeCall(nodes, call)
-            for name in native.needs:  # else those that wait could take all the places of those that they wait for
-                await native.producer(name)
+        native = self.native = None if holds else NodeCall(nodes, call)
+        outputs: Mapping[str, str] = {}
+        if asked.needs:
+            try:
+                if native is None:
+                    outputs = await nodes.inputs(call)
+                else:  # at the gate it could take the place of one that it waits for
+                    await native.taken()
+            finally:
+                receipt.held_s = clock.now() - receipt.received
+                self.client.extra.append((_HELD_FOR_NODES, b"%.3f" % receipt.held_s))
+        if native is not None:
             return raw
-        if not asked.needs:
-            return asked.filled(raw, body, {}, self.limits.body_bytes)
-        try:
-            outputs = await nodes.inputs(call)
-        finally:
-            receipt.held_s = clock.now() - receipt.received
-            self.client.extra.append((_HELD_FOR_NODES, b"%.3f" % receipt.held_s))
-        if self.forward.arrivals is not None:
+        if asked.needs and self.forward.arrivals is not None:
             self.forward.arrivals.released(receipt)
         return asked.filled(raw, body, outputs, self.limits.body_bytes)
 

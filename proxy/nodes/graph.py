@@ -87,12 +87,12 @@ class Graph:
     def get(self, name: str) -> Node | None:
         return self._nodes.get(name)
 
-    def is_to_wait(self, needs: Iterable[str]) -> bool:
-        """Whether a call with these needs would have to wait, now."""
+    def is_to_wait(self, needs: Iterable[str], holds: bool = True) -> bool:
+        """Whether a call with these needs would have to wait, now: without `holds`, until its engine has them."""
         found = [self._nodes.get(need) for need in needs]
         if any(node is not None and (node.shared or node.state is State.FAILED) for node in found):
             return False
-        return any(node is None or node.state is not State.DONE for node in found)
+        return any(node is None or (node.state is not State.DONE and (holds or node.handle is None)) for node in found)
 
     def arrive(self, name: str, needs: Sequence[str], holds: bool = True) -> tuple[Node, list[Node]]:
         """A call that is named came. Without `holds` it runs at once, and its engine sees to what it needs.

@@ -78,8 +78,7 @@ class Nodes:
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = Graph(run.uid, Room(limits.node_bytes), self._room)
-        waits = holds and graph.is_to_wait(asked.needs)
-        if waits and self.held >= limits.nodes_held:
+        if self.held >= limits.nodes_held and graph.is_to_wait(asked.needs, holds):
             message = f"{self.held} calls wait for nodes already (limits.nodes_held)"
             raise Refusal(429, message, "too_many_held", retry_after_s=1)
         if graph.missing + len(asked.needs) > MOST_MISSING:
@@ -238,6 +237,15 @@ class NodeCall:
             if producer is not None and producer.handle is not None and knows(producer.handle):
                 return Producer(producer.handle, None)
             await self.nodes.output(self.call)
+
+    async def taken(self) -> None:
+        """Wait until all that the text names were taken by their engine, or have answered. Raises Refusal."""
+        self.nodes.held += 1
+        try:
+            for name in self.needs:
+                await self.producer(name)
+        finally:
+            self.nodes.held -= 1
 
     async def lost(self) -> Refusal:
         """Wait until it is known that the call cannot run. Returns then alone: cancel it."""

@@ -20,7 +20,7 @@ DONE = b"data: [DONE]\n\n"
 
 
 class Engine:
-    """Its connections, and the one reply that comes on them: pieces of a stream, then its end, or (`ends` unset) none."""
+    """Its connections, and the one reply on them: pieces of a stream, and its end, or nothing more (`ends` unset)."""
 
     closed, connect_s, usage_by, counted, status = False, 5.0, "engine", False, 200
 

@@ -208,6 +208,24 @@ async def test_such_an_engine_gets_handles_as_they_come_and_texts_of_others() ->
     assert await stranger == Producer(None, "A")
 
 
+async def test_who_waits_for_such_an_engine_to_take_others_is_held_too() -> None:
+    calls = Calls(nodes_held=1)
+    waits = asyncio.create_task(native(calls, "b", "a").taken())
+    await asyncio.sleep(0)
+    assert calls.nodes.held == 1
+    with pytest.raises(Refusal, match="1 calls wait"):
+        native(calls, "c", "a")
+    first = native(calls, "a")
+    first.submitted("variable-1")
+    assert await waits is None and calls.nodes.held == 0
+    other = asyncio.create_task(native(calls, "d", "ghost").taken())
+    await asyncio.sleep(0)
+    await native(calls, "c", "a").taken()
+    with pytest.raises(Refusal):
+        calls.enter("e", "a")
+    other.cancel()
+
+
 async def test_such_an_engine_is_told_of_what_cannot_be() -> None:
     calls = Calls(node_seconds=0.02)
     first, second = native(calls, "a"), native(calls, "b", "a")
