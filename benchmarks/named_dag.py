@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks.real_nodes import MODES, measure, parser
 from benchmarks.rehearsal import GPU, MODEL, emulated
-from loadgen.statistics import Change, mean_interval, paired_change
+from loadgen.campaign.comparison import SURE
+from loadgen.statistics import Change, holm, mean_interval, paired_change
 
 Row = dict[str, Any]
 FIGURES = {  # of a trial
@@ -29,6 +30,7 @@ FIGURES = {  # of a trial
     "prompt tokens": lambda row: row["prompt_tokens"],
     "output tokens": lambda row: row["output_tokens"],
 }
+ASKED = tuple(FIGURES)[:3]  # that may differ; the counts of tokens are there to show that they do not
 
 
 def read(folder: Path) -> list[Row]:
@@ -44,11 +46,31 @@ def read(folder: Path) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Markdown: for each case and figure the mean of both ways, and the change with its interval."""
-    cases: dict[tuple[int, float], dict[str, dict[int, Row]]] = defaultdict(lambda: defaultdict(dict))
+Cases = dict[tuple[int, float], dict[str, dict[int, Row]]]
+
+
+def by_case(rows: Sequence[Row]) -> Cases:
+    cases: Cases = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         cases[row["users"], row["rtt_ms"]][row["mode"]][row["repeat"]] = row
+    return cases
+
+
+def sure(rows: Sequence[Row]) -> str:
+    """Which changes of seconds and joules are more than chance, corrected for how many were asked for (Holm)."""
+    asked: dict[str, float] = {}
+    for (users, rtt_ms), by_mode in by_case(rows).items():
+        for name in ASKED:
+            calls, nodes = pairs(by_mode, name)
+            if calls and (p := paired_change(calls, nodes).p) is not None:
+                asked[f"{name}, {users} at once, {rtt_ms:g} ms away"] = p
+    found = [what for what, p in zip(asked, holm(list(asked.values())), strict=True) if p < SURE]
+    return f"More than chance among the {len(asked)} changes (p < {SURE:g} after Holm): {'; '.join(found) or 'none'}."
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Markdown: for each case and figure the mean of both ways, and the change with its interval."""
+    cases = by_case(rows)
     lines = [
         "| runs at once | client away | figure | call by call | named DAG | change, 95 % | pairs |",
         "|---|---|---|---|---|---|---|",
@@ -60,7 +82,7 @@ def table(rows: Sequence[Row]) -> str:
                 said = [f"{mean_interval(values).mean:,.2f}" for values in (calls, nodes)]
                 change = words(paired_change(calls, nodes))
                 lines.append(f"| {users} | {rtt_ms:g} ms | {name} | {said[0]} | {said[1]} | {change} | {len(calls)} |")
-    return "\n".join(lines)
+    return "\n".join((*lines, "", sure(rows)))
 
 
 def pairs(by_mode: Mapping[str, Mapping[int, Row]], figure: str) -> tuple[list[float], list[float]]:

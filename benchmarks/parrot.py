@@ -4,10 +4,12 @@
 
 $PARROT_SRC (a checkout of microsoft/ParrotServe) and $PARROT_PYTHON (a Python that has what it needs) let the real
 ServeCore take part; without them a stand-in does, and the report says so. The campaign's folder has the report, its
-figures and the trials. All joules are emulated: a model's figures, not a machine's.
+figures and the trials; `processes.json` says how much of a core ServeCore and the gateway took on this very machine.
+All joules are emulated: a model's figures, not a machine's.
 """
 
 import argparse
+import json
 import logging
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -57,6 +59,7 @@ def main(quick: bool, repeats: int | None, out: Path) -> None:
     with TemporaryDirectory() as scratch, rig(Path(scratch), Source.of_environment()) as running:
         print("ServeCore:", running.core, flush=True)
         carry_out(campaign, folder, OnRig(running), said)
+        (out / "processes.json").write_text(json.dumps({"ServeCore": running.core, "cores": running.cpu_shares()}))
     print(write(campaign, folder)[0])
 
 

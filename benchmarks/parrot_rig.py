@@ -54,6 +54,7 @@ class Rig:
     _host: Process
     max_num_seqs: int
     _processes: list[Process] = field(default_factory=list)
+    _began_s: float = field(default_factory=time.monotonic)
 
     def restart_engine(self, max_num_seqs: int) -> None:
         """Nothing may be in flight."""
@@ -72,6 +73,11 @@ class Rig:
             _until(
                 lambda model=model: self._is_metered(model), self._everything(), f"{model} to answer, with its joules"
             )
+
+    def cpu_shares(self) -> dict[str, float]:
+        """Of one core of this very machine, by process, since all of it runs: nothing that the emulated host knows."""
+        seconds = time.monotonic() - self._began_s
+        return {one.name: round(one.cpu_ns() / 1e9 / seconds, 3) for one in self._processes}
 
     def stop_host(self) -> None:
         self._host.stop()

@@ -98,6 +98,34 @@ def real_parrot(folder: Path, egress_port: int) -> Iterator[Real]:
             process.wait()
 
 
+@dataclass
+class Emulated:
+    """An emulated GPU host's engine, which serves `m`, and its counters."""
+
+    url: str
+    zeusd: str
+    process: "subprocess.Popen[bytes]"
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def emulated_host(folder: Path) -> Iterator[Emulated]:
+    port, zeusd_port = STAGE.free_port(), STAGE.free_port()
+    command = [sys.executable, "-m", "joulegate", "emulate", "--served-model-name", "m", "--gpu", "a100-40g"]
+    command += ["--model", "llama-2-7b", "--port", str(port), "--zeusd-port", str(zeusd_port)]
+    with (folder / "emulate.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    host = Emulated(f"http://127.0.0.1:{port}", f"127.0.0.1:{zeusd_port}", process)
+    try:
+        STAGE.until(lambda: _answers(f"{host.url}/health"))
+        yield host
+    finally:
+        host.close()
+
+
 @pytest.fixture(scope="session")
 def src() -> str:
     """The checkout of ParrotServe; without one a test is skipped."""
@@ -126,16 +154,17 @@ def make_world(src: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 
         def make(emulated: bool) -> World:
             folder = tmp_path_factory.mktemp("parrot")
-            STAGE.EMULATED = emulated
-            engine = STAGE.Engine("m", step_ms=5)
+            engine = stack.enter_context(emulated_host(folder)) if emulated else STAGE.Engine("m", step_ms=5)
             stack.callback(engine.close)
             parrot = stack.enter_context(real_parrot(folder, STAGE.free_port()))
             egress = {"engine": "e1", "port": parrot.egress_port, "key": KEY}
-            engines = [
-                {"name": "e1", "kind": "vllm", "url": engine.url},
-                {"name": "parrot", "kind": "parrot", "url": parrot.url, "egress": egress},
-            ]
-            gateway = stack.enter_context(STAGE.running(STAGE.Gateway({"engines": engines}, folder)))
+            behind = {"name": "e1", "kind": "vllm", "url": engine.url, "devices": ["h1/gpu:0"] if emulated else []}
+            config: dict[str, Any] = {
+                "engines": [behind, {"name": "parrot", "kind": "parrot", "url": parrot.url, "egress": egress}]
+            }
+            if emulated:
+                config["hosts"] = {"h1": {"zeusd": engine.zeusd}}
+            gateway = stack.enter_context(STAGE.running(STAGE.Gateway(config, folder)))
             STAGE.until(lambda: gateway.get("/readyz")["engines"]["parrot"])
             return World(parrot, gateway, engine, "parrot/m")
 
@@ -145,6 +174,11 @@ def make_world(src: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[M
 @pytest.fixture(scope="module")
 def stage() -> Any:
     return STAGE
+
+
+@pytest.fixture
+def locustfile() -> str:
+    return str(HERE.parents[1] / "loadgen" / "locustfile.py")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """The gateway before the real ParrotServe, whose `openai` engine goes through the egress to ours."""
 
 import asyncio
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -118,6 +120,21 @@ def test_who_follows_from_a_failed_step_gets_a_424_and_parrot_lives(scripted: An
     assert scripted.parrot.lives()
 
 
+def test_the_four_workloads_of_the_load_generator(world: Any, locustfile: str) -> None:
+    command = [sys.executable, "-m", "locust", "-f", locustfile, "--headless", "-u", "4", "-r", "4", "--only-summary"]
+    command += ["--workload", "all", "--size", "small", "--max-runs", "4", "--exact-lengths", "--host"]
+    done = subprocess.run([*command, world.gateway.url, "--model", world.model], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
+    assert all(f"WORKFLOW {name}" in said for name in ("summarize", "search", "coding", "composite"))
+    workflows = {one["workflow"]: one for one in world.gateway.get("/energy/workflows")["workflows"]}
+    for name in ("summarize", "search", "coding", "composite"):
+        assert workflows[name]["joules"] > 0 and workflows[name]["quality"] == "emulated"
+    books = world.gateway.balance()["h1/gpu:0"]
+    assert books["foreign_j"] == 0 and abs(books["residual_j"]) < 1e-6
+    assert world.parrot.lives()
+
+
 def test_streams_and_completions_pass(world: Any) -> None:
     stream = ask(world, "stream", stream=True)
     assert stream.headers["x-joulegate-stream"] == "emulated" and stream.text.endswith("data: [DONE]\n\n")
@@ -177,7 +194,6 @@ def test_the_engine_killed_and_back(scripted: Any, stage: Any) -> None:
     scripted.engine.kill()
     assert ask(scripted, "killed").status_code in (502, 503)
     stage.until(lambda: not scripted.gateway.http.get("/readyz").json()["engines"]["parrot"])
-    stage.EMULATED = False
     scripted.engine = stage.Engine("m", step_ms=5, port=port)
     try:
         stage.until(lambda: scripted.gateway.http.get("/readyz").json()["engines"]["parrot"])
