@@ -209,10 +209,14 @@ class _Exchange:
             )
         identity = self._identify(body)
         if self.client.path in METERED:
-            asked = None if identity.node is None else ask(identity, body)
-            if asked is not None:
-                identity = with_needs(identity, asked)
-                self.outside = (caller.tenant, identity.run), asked.name
+            asked = None
+            if identity.node is not None:
+                self.outside = (caller.tenant, identity.run), identity.node
+                asked = ask(identity, body)
+                if asked is None:
+                    self.outside = None
+                else:
+                    identity = with_needs(identity, asked)
             budget_uj = asked_uj(self.client.headers)
             if budget_uj is not None or self.forward.spending.may_hold(
                 caller.tenant, caller.budget, identity.run, identity.workflow

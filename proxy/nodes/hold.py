@@ -115,7 +115,8 @@ class Nodes:
         elif outcome is Outcome.CANCELLED:
             self._tell(call.graph.fail(call.node, "was cancelled: its client left"))
         else:
-            self._tell(call.graph.fail(call.node, f"{_ENDED.get(outcome, 'failed')} ({code})"))
+            what = "failed in its stream" if code < 400 else f"{_ENDED.get(outcome, 'failed')} ({code})"
+            self._tell(call.graph.fail(call.node, what))
 
     def refuse(self, key: RunKey, name: str, code: int) -> None:
         """A named call was refused before it could enter: whoever waits for it need wait no longer."""

@@ -124,6 +124,11 @@ async def test_a_failed_producer_costs_its_dependents_nothing(
     assert all(0.0 < float(reply.headers["x-joulegate-held-for-nodes"]) < 30 for reply in replies)
     assert [(reply.status_code, reply.json()["error"]["code"]) for reply in replies] == [(424, "producer_failed")] * 2
     assert prompts(engine, run) == {"a": "go"}
+    waits = call(client, run, "e", "{{node:d}}")
+    await asyncio.sleep(0.1)
+    marks = await call(client, run, "d", "{{node:" * 20_000)
+    codes = [reply.json()["error"]["code"] for reply in (marks, await waits)]
+    assert codes == ["too_many_nodes", "producer_failed"]
     again = await asyncio.gather(*(call(client, run, node, text) for node, text in (("b", "{{node:a}}"), ("a", "go"))))
     assert [reply.status_code for reply in again] == [424, 200], "b was told of the a that had failed"
     assert (await call(client, run, "b", "{{node:a}}")).status_code == 200

@@ -58,6 +58,7 @@ async def test_a_call_goes_on_with_what_it_named_in_whatever_order() -> None:
     ("code", "outcome", "what"),
     [
         (502, Outcome.FAILED, "node 'a' failed (502)"),
+        (200, Outcome.FAILED, "node 'a' failed in its stream"),
         (400, Outcome.ERROR, "node 'a' error (400)"),
         (429, Outcome.REFUSED, "node 'a' was refused (429)"),
         (499, Outcome.CANCELLED, "node 'a' was cancelled: its client left"),
