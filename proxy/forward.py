@@ -412,6 +412,8 @@ class _Exchange:
             attempt.code, attempt.outcome = await self._relay(lane, raw, progress, last)
             return attempt.code, attempt.outcome
         except Broken as broken:
+            if self.native is not None:
+                self.native.withdrawn()
             if not isinstance(broken, Busy):
                 attempt.code, attempt.outcome = broken.status, Outcome.FAILED
             raise

@@ -223,6 +223,10 @@ class NodeCall:
         """The engine has taken the call, and those that name it may have `handle`, which must not be None."""
         self.nodes.submit(self.call, handle)
 
+    def withdrawn(self) -> None:
+        """That attempt failed: who names the call waits for its next handle, or its text."""
+        self.nodes.submit(self.call, None)
+
     async def producer(self, name: str, knows: Callable[[Any], bool] = lambda _: True) -> Producer:
         """Wait until a node that the text names was taken by its engine, or has answered. Raises Refusal.
 

@@ -209,6 +209,18 @@ async def test_such_an_engine_gets_handles_as_they_come_and_texts_of_others() ->
     assert await stranger == Producer(None, "A")
 
 
+async def test_a_handle_of_an_attempt_that_failed_is_given_to_nobody() -> None:
+    calls = Calls()
+    first = native(calls, "a")
+    first.submitted("of the first engine")
+    first.withdrawn()
+    late, later = (asyncio.create_task(native(calls, name, "a").producer("a")) for name in "bc")
+    await asyncio.sleep(0)
+    assert not late.done() and not later.done()
+    first.submitted("of the second")
+    assert (await late).handle == (await later).handle == "of the second"
+
+
 async def test_who_waits_for_such_an_engine_to_take_others_is_held_too() -> None:
     calls = Calls(nodes_held=1)
     waits = asyncio.create_task(native(calls, "b", "a").taken())
