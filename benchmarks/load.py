@@ -118,9 +118,13 @@ class Asks(Protocol):
     def next(self) -> bytes: ...
 
 
+_chats = count()
+
+
 class Chat:
     """Makes requests: the same prompt for everybody, and a new workflow run every four requests.
 
+    No two of them name the same run: one that was closed would be opened again, which is not what clients do.
     `itl_ms` is the pace that the stub engine is asked for, in milliseconds between two tokens.
     """
 
@@ -135,7 +139,7 @@ class Chat:
         self._head = (
             f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
             f"authorization: Bearer {key}\r\ncontent-length: {len(raw)}\r\nuser-agent: bench\r\n"
-            f"x-workflow-name: bench\r\nx-workflow-step: ask\r\nx-workflow-id: bench-"
+            f"x-workflow-name: bench\r\nx-workflow-step: ask\r\nx-workflow-id: bench-{next(_chats)}-"
         ).encode()
         self._rest = b"\r\n\r\n" + raw
         self._numbers = count()

@@ -6,6 +6,7 @@ print(r.joules)
 """
 
 from joulegate.figures import EnergyUnavailable, Report, RequestEnergy
+from joulegate.placeholders import escape, output_of
 from joulegate.run import Run, run, step
 
-__all__ = ["EnergyUnavailable", "Report", "RequestEnergy", "Run", "run", "step"]
+__all__ = ["EnergyUnavailable", "Report", "RequestEnergy", "Run", "escape", "output_of", "run", "step"]

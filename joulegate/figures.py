@@ -63,6 +63,8 @@ class Report:
 
     `quality` is "attributed" (a share of what a counter measured), "estimated" (no counter) or "emulated". It and the
     energies are None where no counter and no estimate saw the work: that is not 0 J; `why_unknown` says more.
+    `critical_path` names the calls that the run's latency hangs on, where calls say what they follow from, and
+    `critical_path_s` is what these took.
     """
 
     run: str
@@ -77,6 +79,8 @@ class Report:
     quality: str | None
     requests: tuple[RequestEnergy, ...]
     by_step: Mapping[str, float | None]
+    critical_path: tuple[str, ...] = ()
+    critical_path_s: float | None = None
     reason: str | None = None  # why no joule is known, as the gateway says it
 
     @property
@@ -98,6 +102,7 @@ class Report:
     @classmethod
     def parse(cls, run: Mapping[str, Any]) -> Self:
         """Read the gateway's JSON. Raises KeyError, TypeError or ValueError where it is not a run's."""
+        dag = run.get("dag") or {}
         return cls(
             run=str(run["run"]),
             workflow=str(run["workflow"]),
@@ -111,6 +116,8 @@ class Report:
             quality=run["quality"],
             requests=tuple(RequestEnergy.parse(request) for request in run["requests"]),
             by_step={step: _joules(share["joules"]) for step, share in run["by_step"].items()},
+            critical_path=tuple(dag.get("critical_path", ())),
+            critical_path_s=dag.get("critical_path_s"),
             reason=run.get("why_unknown"),
         )
 

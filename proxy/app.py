@@ -52,6 +52,7 @@ from proxy.health import PROBE_EVERY_S
 from proxy.keys import Keys
 from proxy.lanes import Lanes
 from proxy.live import LiveGateway
+from proxy.nodes.hold import Nodes
 from proxy.refusal import Refusal, error_object
 from proxy.reload import changes
 from proxy.route import Router
@@ -98,6 +99,8 @@ class Gateway:
         self.attribution = Attribution(config.energy.settle)
         self.book = Book(bounds.workflow, bounds.step)
         self.recorder: Recorder | None = None
+        self.nodes = Nodes(config.limits)
+        self.book.on_close.append(self.nodes.close)
         self._lanes = Lanes(self.attribution, self._price, RECORDED_S if config.energy.record else PROBE_EVERY_S)
         self.lanes = self._lanes.active
         self._opened = AsyncExitStack()
@@ -153,7 +156,8 @@ class Gateway:
         self.said += self._check_budgets(config, self.keys, self.engines)
         self.spending.configure(config.run_budgets(), self.keys.budgets)
         self.forward = Forward(
-            config, self.router, self.keys, self.book, self.attribution, self.metrics, self.spending, self._parts
+            *(config, self.router, self.keys, self.book, self.attribution, self.metrics, self.spending, self._parts),
+            nodes=self.nodes,
         )
         if config.energy.record is not None:
             self.recorder = self.forward.recorder = _recorder(config.energy.record, config.energy.record_mb)
@@ -184,6 +188,7 @@ class Gateway:
     def drain(self) -> None:
         """Say that this gateway is on its way out: `/readyz` turns, and who waits for the ledger knows it may."""
         self.draining = True
+        self.nodes.drain()
         if self._ledger is not None:
             self._ledger.draining()
 
@@ -209,6 +214,10 @@ class Gateway:
                 begun.append(engine)
                 await engine.start()
                 engine.devices = engine.devices or self._default_devices(engine)
+            for engine in engines:
+                if engine.works_for:
+                    known = {other.name: other.devices for other in [*self.engines, *engines]}
+                    engine.devices = known[engine.works_for]
         except BaseException:
             for engine in begun:
                 await engine.stop()
@@ -472,6 +481,7 @@ class Gateway:
             in_flight={key: gate.in_flight.get(key[1], 0) for key, gate in gates.items()},
             queued={key: gate.queued(key[1]) for key, gate in gates.items()},
             limit=whole | {key: gate.limits[key[1]] for key, gate in gates.items() if key[1] in gate.limits},
+            nodes_held=self.nodes.held,
             engine_up={lane.name: lane.up for lane in self.lanes},
             breaker={lane.name: lane.breaker.state(now) for lane in self.lanes},
             budget_uj=self._budget_gauges(now),
@@ -479,7 +489,11 @@ class Gateway:
             ledger_backlog=len(self.meter.writer.waiting),
             ledger_waiting=self.meter.writer.requests,
             policy=policy_gauges(self.control, {key: gate.held(key[1]) for key, gate in gates.items()}),
-            methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
+            methods={
+                lane.name: told
+                for lane in self.lanes
+                if (told := self.attribution.method(lane.works_for or lane.name, now))
+            },
         )
 
 

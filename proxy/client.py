@@ -42,9 +42,11 @@ class Client:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.query: bytes = scope.get("query_string", b"")
-        self.headers: dict[bytes, bytes] = {}
-        for name, value in scope["headers"]:
-            self.headers.setdefault(name, value)
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        if len(self.headers) != len(scope["headers"]):  # of a name that came twice the first counts
+            self.headers = {}
+            for name, value in scope["headers"]:
+                self.headers.setdefault(name, value)
         self.extra: list[Header] = []
         self.began = False
         self.gone = False

@@ -1,7 +1,7 @@
 """The data plane: an ASGI endpoint that forwards a request to an engine and the engine's bytes back as they come.
 
-The way of a request, top to bottom: read it, say whose it is, choose engines, wait at the gate, relay, close the
-receipt. `client` is its one end, `relay` the other.
+The way of a request, top to bottom: read it, say whose it is, wait for the nodes that it names, choose engines, wait at
+the gate, relay, close the receipt. `client` is its one end, `relay` the other.
 """
 
 import asyncio
@@ -27,9 +27,13 @@ from proxy.energy.receipts import Attempt, Book, Receipt
 from proxy.energy.record import Recorder
 from proxy.energy.records import Outcome, Quality
 from proxy.energy.work import Progress
+from proxy.engines.interface import schedules_nodes
 from proxy.gate import QueueFull, Ticket
 from proxy.identify import BadIdentity, Identity, identify
 from proxy.keys import ANYONE, Caller, Keys
+from proxy.nodes.answer import Answer
+from proxy.nodes.ask import Ask, ask, with_needs
+from proxy.nodes.hold import Call, NodeCall, Nodes, RunKey
 from proxy.quota import Quota
 from proxy.refusal import Refusal
 from proxy.relay import Relay, upstream_headers
@@ -48,6 +52,7 @@ _GONE = 499  # the client went away before there was a status
 _BUDGET_LEFT = b"x-joulegate-budget-left"
 _HELD = b"x-joulegate-held"  # seconds at the gate
 _HELD_S = 0.005  # less is not worth a header
+_HELD_FOR_NODES = b"x-joulegate-held-for-nodes"  # seconds until the nodes that it names had answered
 _MAX_TOKENS_KEYS = {RESPONSES: ("max_output_tokens",), CHAT: ("max_completion_tokens", "max_tokens")}
 
 Parts = Mapping[str, Quality]  # component -> the quality of a request's share of it
@@ -75,6 +80,7 @@ class Forward:
         metrics: Metrics,
         spending: Spending,
         parts: Callable[[str], Parts] = lambda _: {},
+        nodes: Nodes | None = None,
     ) -> None:
         self.router, self.keys, self.spending = router, keys, spending
         self.book, self.attribution, self.metrics, self.parts = book, attribution, metrics, parts
@@ -82,11 +88,13 @@ class Forward:
         self.priority: Mapping[str, int] = {}
         self.arrivals: Arrivals | None = None
         self.recorder: Recorder | None = None
+        self.nodes = Nodes(config.limits) if nodes is None else nodes
         self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Take another configuration: for requests that come from now on."""
         self.config = config
+        self.nodes.configure(config.limits)
         self.paths = METERED | PLAIN | set(config.limits.paths)
         self.take_priority = {engine.name for engine in config.engines if engine.priority}
 
@@ -100,6 +108,10 @@ class Forward:
 
 class _Exchange:
     """The state of one request and its reply."""
+
+    outside: tuple[RunKey, str] | None = None  # a named call that has not entered its run's graph yet
+    call: Call | None = None
+    native: NodeCall | None = None  # the same, where its engines see to it that it waits for what it names
 
     def __init__(self, forward: Forward, client: Client) -> None:
         self.forward, self.client = forward, client
@@ -143,6 +155,8 @@ class _Exchange:
                     self.draw.stop = None
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
+            if self.outside is not None:
+                self.forward.nodes.refuse(*self.outside, code)
             await client.answer(refusal.status, refusal.body(), refusal.headers())
         except Broken as broken:
             code, outcome = broken.status, Outcome.FAILED
@@ -170,6 +184,8 @@ class _Exchange:
                 self.entered.leave(self._tokens(), clock.now())
             if self.draw is not None:
                 self.forward.spending.leave(self.draw)
+            if self.call is not None:
+                self.forward.nodes.leave(self.call, code, outcome)
             if self.receipt is not None:
                 self._close(self.receipt, code, outcome)
 
@@ -193,7 +209,15 @@ class _Exchange:
             )
         identity = self._identify(body)
         if self.client.path in METERED:
-            await self._draw(caller, identity)
+            asked = None if identity.node is None else ask(identity, body)
+            if asked is not None:
+                identity = with_needs(identity, asked)
+                self.outside = (caller.tenant, identity.run), asked.name
+            budget_uj = asked_uj(self.client.headers)
+            if budget_uj is not None or self.forward.spending.may_hold(
+                caller.tenant, caller.budget, identity.run, identity.workflow
+            ):
+                await self._draw(caller, identity, budget_uj)
             known = self.forward.config.workflows.get(identity.workflow)
             quiet_s = known.quiet if known else 60.0
             self.receipt = self.forward.book.open(
@@ -202,6 +226,8 @@ class _Exchange:
             self.receipt.stream = body.get("stream") is True
             if self.draw is not None:
                 self.draw.joins(self.receipt.run)
+            if asked is not None:
+                raw = await self._named(self.receipt, asked, raw, body, model)
             if self.forward.arrivals is not None:
                 self.prefix = self.forward.arrivals.prefix(self.receipt, body)
         affinity = self.forward.router.affinity
@@ -238,9 +264,9 @@ class _Exchange:
             self.forward.metrics.ids_ignored(identity.ignored)
         return identity
 
-    async def _draw(self, caller: Caller, identity: Identity) -> None:
+    async def _draw(self, caller: Caller, identity: Identity, asked: int | None) -> None:
         """Take hold of the budgets that the request draws on. Raises Refusal where one is spent."""
-        spending, asked = self.forward.spending, asked_uj(self.client.headers)
+        spending = self.forward.spending
         if asked is not None and not any(self.forward.parts(lane.name) for lane in self.forward.router.lanes):
             what = "X-Workflow-Budget: a budget needs a counter, and the joules of no engine here are known"
             raise Refusal(400, what, "budget_not_possible")
@@ -255,6 +281,31 @@ class _Exchange:
                 self.task.cancel()
 
             draw.stop = stop
+
+    async def _named(self, receipt: Receipt, asked: Ask, raw: bytes, body: dict[str, Any], model: str | None) -> bytes:
+        """Enter a named call, and wait for the nodes that it names; returns the request with their outputs in place.
+
+        Where its engines see to that themselves, the request is as it came.
+        """
+        nodes = self.forward.nodes
+        holds = not all(schedules_nodes(lane.engine) for lane in self._candidates(model, ()))
+        self.outside = None
+        call = self.call = nodes.enter(receipt.run, asked, self.ends, holds)
+        if not holds:
+            self.native = native = NodeCall(nodes, call)
+            for name in native.needs:  # else those that wait could take all the places of those that they wait for
+                await native.producer(name)
+            return raw
+        if not asked.needs:
+            return asked.filled(raw, body, {}, self.limits.body_bytes)
+        try:
+            outputs = await nodes.inputs(call)
+        finally:
+            receipt.held_s = clock.now() - receipt.received
+            self.client.extra.append((_HELD_FOR_NODES, b"%.3f" % receipt.held_s))
+        if self.forward.arrivals is not None:
+            self.forward.arrivals.released(receipt)
+        return asked.filled(raw, body, outputs, self.limits.body_bytes)
 
     def _check_budget(self, draw: Draw) -> None:
         """Say what is left. Raises Refusal where nothing is."""
@@ -294,11 +345,13 @@ class _Exchange:
             if not isinstance(options, dict) or not options.get("include_usage"):
                 body["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
                 self.hide_usage = amended = True
-        if self.receipt is not None and path != EMBEDDINGS:
+        forward = self.forward
+        bounded = self.draw is not None or forward.max_tokens or forward.priority
+        if bounded and self.receipt is not None and path != EMBEDDINGS:
             keys = _MAX_TOKENS_KEYS.get(path, ("max_tokens",))
             key = next((key for key in keys if body.get(key) is not None), keys[-1])
             asked = body.get(key) if isinstance(body.get(key), int | float) else None
-            policys = self.forward.max_tokens.get(self.receipt.run.label)
+            policys = forward.max_tokens.get(self.receipt.run.label)
             budgets = self._affordable(lanes[0], len(raw) // 4, body, asked)
             most = min((most for most in (policys, budgets) if most is not None), default=None)
             if most is not None and (asked is None or asked > most):
@@ -307,8 +360,8 @@ class _Exchange:
                 self.client.extra.append((b"x-joulegate-max-tokens", b"%d" % most))
                 if self.draw is not None and most == budgets:
                     self.draw.capped(clock.now())
-            priority = self.forward.priority.get(self.receipt.run.label)
-            if priority is not None and self.forward.take_priority.issuperset(lane.name for lane in lanes):
+            priority = forward.priority.get(self.receipt.run.label)
+            if priority is not None and forward.take_priority.issuperset(lane.name for lane in lanes):
                 body["priority"] = priority
                 amended = True
         return orjson.dumps(body) if amended else raw
@@ -317,7 +370,7 @@ class _Exchange:
         """The output tokens that the request's budgets pay for, at the prices of the engine that is asked first."""
         if self.draw is None:
             return None
-        serving, in_flight = self.forward.attribution.serving(lane.name), lane.gate.total + 1
+        serving, in_flight = self.forward.attribution.serving(lane.works_for or lane.name), lane.gate.total + 1
         choices = max([1, *(n for name in ("n", "best_of") if isinstance(n := body.get(name), int))])
         return self.draw.most_tokens(serving, in_flight, prompt_tokens, choices, asked, clock.now())
 
@@ -333,6 +386,8 @@ class _Exchange:
             if forward.arrivals is None
             else forward.arrivals.ticket(receipt, self.prefix, attempt.queued)
         )
+        if self.call is not None:
+            ticket.node = self.call.node
         attempt.outcome = Outcome.CANCELLED
         try:
             await self._admit(lane, ticket, attempt)
@@ -342,16 +397,21 @@ class _Exchange:
             forward.metrics.queue_wait(receipt.run.label, lane.name, dispatched - attempt.queued)
             forward.metrics.born(receipt.run.tenant, receipt.run.label, receipt.step, lane.name, forward.parts)
             # Four bytes a token is the usual rule of thumb; it stands in only until the engine has counted.
-            progress = Progress(receipt.id, attempt.n, lane.name, dispatched, len(raw) // 4, receipt.stream)
+            worker = lane.works_for or lane.name
+            progress = Progress(receipt.id, attempt.n, worker, dispatched, len(raw) // 4, receipt.stream)
             attempt.progress = progress
             if forward.recorder is not None and forward.recorder.recording:
                 progress.ticks = []
-            forward.attribution.start(progress)
+            if lane.bind is None:
+                forward.attribution.start(progress)
             attempt.code, attempt.outcome = await self._relay(lane, raw, progress, last)
             return attempt.code, attempt.outcome
         except Broken as broken:
             if not isinstance(broken, Busy):
                 attempt.code, attempt.outcome = broken.status, Outcome.FAILED
+            raise
+        except Refusal:
+            attempt.outcome = Outcome.REFUSED
             raise
         except asyncio.CancelledError:
             if self.relay is not None and self.relay.result is not None:
@@ -381,18 +441,18 @@ class _Exchange:
             attempt.outcome = Outcome.REFUSED
             raise Busy(f"the queue of engine {lane.name} is full", "queue_full", 429) from None
         except TimeoutError:
-            attempt.outcome = Outcome.REFUSED
             raise Refusal(504, f"waited {wait_s:.3g} s in the queue", "queue_timeout") from None
         if self.draw is not None:
-            try:
-                self._check_budget(self.draw)  # it may have waited long
-            except Refusal:
-                attempt.outcome = Outcome.REFUSED
-                raise
+            self._check_budget(self.draw)  # it may have waited long
 
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         report = self._energy if self.report and progress is not None else None
         relay = self.relay = Relay(self.client, lane, self.limits, progress, last, self.hide_usage, report)
+        if lane.bind is not None:
+            relay.upstream = lane.bind(self.receipt, progress)
+        if self.call is not None:
+            relay.answer = self.call.answer = Answer()
+            relay.native = self.native
         headers = upstream_headers(self.client.headers, lane.engine.headers, bool(self.forward.keys), self.id)
         try:
             return await relay.run(raw, headers, self.task, self.ends)
@@ -402,7 +462,7 @@ class _Exchange:
                     self.forward.metrics.itl_flush(self.receipt.run.label, lane.name, relay.itl)
                 if relay.usage is not None:
                     self.receipt.prompt_tokens, self.receipt.output_tokens = relay.usage.prompt, relay.usage.output
-                    self.receipt.cached_tokens, self.receipt.usage = relay.usage.cached, "engine"
+                    self.receipt.cached_tokens, self.receipt.usage = relay.usage.cached, relay.usage_by
                 elif progress.frames:
                     self.receipt.output_tokens, self.receipt.usage = progress.frames, "frames"
 
@@ -444,9 +504,11 @@ class _Exchange:
         metrics, label = self.forward.metrics, receipt.run.label
         engine = receipt.attempts[-1].engine if receipt.attempts else ""
         self.forward.book.close(receipt, code, outcome, now)
-        metrics.request_done(receipt.run.tenant, label, engine, receipt.model, code, outcome, now - receipt.received)
+        # Waiting for others of its run is nothing that a queue or an engine did.
+        received = receipt.received + receipt.held_s
+        metrics.request_done(receipt.run.tenant, label, engine, receipt.model, code, outcome, now - received)
         if receipt.attempts and receipt.attempts[-1].first is not None:
-            metrics.ttft(label, engine, receipt.attempts[-1].first - receipt.received)
+            metrics.ttft(label, engine, receipt.attempts[-1].first - received)
 
 
 def _current_task() -> asyncio.Task[Any]:

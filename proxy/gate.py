@@ -6,8 +6,10 @@ first *held*, where a release rule of its workflow says so, and then *ready*: it
 All that are held leave together when the first of them is due; and whenever something is dispatched, or arrives,
 those leave that would keep the engine busy for hardly longer than it is anyway (`Release.join_s`). With no rule for a
 workflow nothing of it is held. Among ready ones whoever came first goes first; a short slack, little service attained
-by the run, or the same company as the last one may put a ticket forward, by `AGE_S` seconds each at most, so that
-nobody is overtaken by one who came `OVERTAKE_S` later. A workflow at its limit does not hold up the others.
+by the run, or the same company as the last one may put a ticket forward, by `AGE_S` seconds each at most. In the turn
+of a named call goes the one of its run that has the longest chain of calls behind it, if that came no more than `AGE_S`
+later; they change places. So nobody is overtaken by one who came `OVERTAKE_S` later. A workflow at its limit does not
+hold up the others.
 """
 
 from collections.abc import Iterator, Mapping
@@ -17,11 +19,13 @@ from math import inf
 
 from policies.interface import Release
 from proxy.expected import Expected
+from proxy.nodes.graph import Node
 
 AGE_S = 5.0
-OVERTAKE_S = 3 * AGE_S
+OVERTAKE_S = 5 * AGE_S
 NOT_HELD = Release(0.0)
 
+Rank = tuple[float, int]  # who goes first has the lower one
 Kind = tuple[str, str]  # workflow and step: what is expected to take equally long
 
 
@@ -34,8 +38,8 @@ class Ticket:
     """One attempt's place: in the queue, then in flight, then gone.
 
     `slack_s` is what its run can spare and still meet its objective (None: it has none), `attained_s` how long the run
-    was served already, `prefix` a hash of the prompt's beginning (0: not known). Times are those of the calls, in
-    seconds.
+    was served already, `prefix` a hash of the prompt's beginning (0: not known), `node` the call's place in its run's
+    graph. Times are those of the calls, in seconds.
     """
 
     workflow: str
@@ -43,6 +47,7 @@ class Ticket:
     prefix: int = 0
     slack_s: float | None = None
     attained_s: float = 0.0
+    node: Node | None = None
     number: int = 0
     arrived: float = 0.0
     due: float = inf  # when it is held no longer
@@ -55,8 +60,8 @@ class Ticket:
         return self.workflow, self.step
 
     @property
-    def rank(self) -> tuple[float, int]:
-        """Who goes first has the lower one."""
+    def rank(self) -> Rank:
+        """Its turn, as it comes."""
         slack_s = AGE_S if self.slack_s is None else min(max(self.slack_s, 0.0), AGE_S)
         return self.arrived + slack_s + min(self.attained_s, AGE_S), self.number
 
@@ -76,7 +81,7 @@ class Gate:
     expected: Expected = field(default_factory=Expected)
     _waiting: dict[str, dict[Ticket, None]] = field(default_factory=dict)  # by workflow, as they came
     _held: dict[Kind, dict[Ticket, None]] = field(default_factory=dict)
-    _ready: dict[tuple[str, str | int], list[tuple[tuple[float, int], Ticket]]] = field(default_factory=dict)  # heaps
+    _ready: dict[tuple[str, str | int], list[tuple[Rank, Ticket]]] = field(default_factory=dict)  # heaps
     _running: dict[Kind, dict[Ticket, None]] = field(default_factory=dict)  # what went while there were release rules
     _due: float = inf  # of the first that is held
     _company: str | int = ""  # whose company was sought last
@@ -216,6 +221,8 @@ class Gate:
             bucket = found[2]
             heap = self._ready[bucket]
             ticket = heappop(heap)[1]
+            if ticket.node is not None:
+                ticket = _first_of_run(ticket, ticket.node, heap)
             if not heap:
                 del self._ready[bucket]
             self._dequeue(ticket)
@@ -284,3 +291,19 @@ class Gate:
             del going[ticket]
             if not going:
                 del self._running[ticket.kind]
+
+
+def _first_of_run(ticket: Ticket, node: Node, heap: list[tuple[Rank, Ticket]]) -> Ticket:
+    """Who of a run goes in its ticket's turn, which is off the heap: who has the longest chain of calls behind it."""
+    latest = ticket.arrived + AGE_S
+    siblings = (
+        (-of.behind, other.rank, place)
+        for place, (_, other) in enumerate(heap)
+        if (of := other.node) is not None and of.run == node.run and other.arrived <= latest
+    )
+    *first, place = min(siblings, default=(1, ticket.rank, 0))
+    if [-node.behind, ticket.rank] <= first:
+        return ticket
+    turn, other = heap[place]
+    heap[place] = turn, ticket  # they change places: no other run is any worse for it
+    return other

@@ -40,7 +40,8 @@ _TOOLS = {
     b"x-thread-id": "run",
     b"x-run-id": "run",
 }
-_FINAL = {b"x-workflow-final", b"x-dynamo-session-final"}
+_FINAL = frozenset((b"x-workflow-final", b"x-dynamo-session-final"))
+_CARRIERS = frozenset((*_TOOLS, b"baggage", b"traceparent"))
 _TRUE = (b"true", b"1")
 _METADATA = {
     "workflow_id": "run",
@@ -94,7 +95,7 @@ def identify(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None, req
             if not (_good(text) if field != "parents" else all(map(_good, _split(field, text)))):
                 raise BadIdentity(f"{name} must be 1 to {MAX_LENGTH} characters of printable ASCII")
             found[field], sources[field] = text, name
-    for place, field, value in _others(headers, body):
+    for place, field, value in _others(headers, body) if _may_carry(headers, body) else ():
         if field in found:
             continue
         if all(_good(part) for part in _split(field, value)):
@@ -123,9 +124,14 @@ def _good(text: str) -> bool:
     return 0 < len(text) <= MAX_LENGTH and text.isascii() and text.isprintable()
 
 
+def _may_carry(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None) -> bool:
+    """Whether there can be anything below our own headers: most requests that have these have nothing else."""
+    return bool(body and ("metadata" in body or "session_id" in body)) or not _CARRIERS.isdisjoint(headers)
+
+
 def _others(headers: Mapping[bytes, bytes], body: Mapping[str, Any] | None) -> Iterator[tuple[str, str, str]]:
     """(place, field, value) of everything below our own headers, the most trusted first."""
-    for header, field in () if _TOOLS.keys().isdisjoint(headers) else _TOOLS.items():
+    for header, field in _TOOLS.items():
         if raw := headers.get(header):
             value = raw.decode("latin-1").strip()
             # A Helicone path names every level of the trace; the last one is what this call does.

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -13,12 +13,14 @@ from proxy.deadline import Deadline, Overdue
 from proxy.energy.records import Outcome
 from proxy.energy.work import Progress
 from proxy.frames import Frames, Usage, read_usage
+from proxy.nodes.answer import Answer, HeardFrames
+from proxy.nodes.hold import NodeCall, NodeUpstream
 from proxy.route import Lane
 from proxy.telemetry.metrics import Itl
-from proxy.upstream import Reply, Unreachable
+from proxy.upstream import Answering, Serving, Unreachable
 
 _NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
-_SECRETS = frozenset((b"authorization", b"x-api-key"))
+_NO_SECRETS = _NOT_UPSTREAM | {b"authorization", b"x-api-key"}
 _RETRY_STATUS = {429, 500, 502, 503, 504}
 _ENDS_WITH_A_REASON = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
@@ -32,6 +34,9 @@ class Relay:
     client asked. While it runs, `progress` is kept up to date; `result` is what the client has got, once it has it all.
     """
 
+    answer: Answer | None = None  # of a named call: collects the text
+    native: NodeCall | None = None  # of one whose engine itself waits for what it needs
+
     def __init__(
         self,
         client: Client,
@@ -44,7 +49,9 @@ class Relay:
     ) -> None:
         self.client, self.lane, self.limits, self.progress = client, lane, limits, progress
         self.last, self.hide_usage, self.report = last, hide_usage, report
+        self.upstream: Serving = lane.upstream
         self.usage: Usage | None = None
+        self.usage_by = "engine"
         self.itl: Itl | None = None  # of a stream
         self.result: tuple[int, Outcome] | None = None
         self._well: bool | None = None  # what the engine has shown of itself
@@ -55,14 +62,18 @@ class Relay:
         `task` is the one in which this runs.
         """
         lane, loop = self.lane, task.get_loop()
-        permit = None if lane.upstream.closed else lane.breaker.enter(clock.now())
+        permit = None if self.upstream.closed else lane.breaker.enter(clock.now())
         if permit is None:  # since it was chosen: the request stood in a queue, or tried other engines
             raise Broken(f"engine {lane.name} is out of service", "no_engine", 503)
-        reply: Reply | None = None
+        reply: Answering | None = None
         try:
             with Deadline(task, self.limits.first_byte_seconds, ends) as deadline:
-                reply = await lane.upstream.send(b"POST", self._target(), headers, raw)
-                streamed = any(n == b"content-type" and v.startswith(b"text/event-stream") for n, v in reply.headers)
+                if self.native is None:
+                    reply = await self.upstream.send(b"POST", self._target(), headers, raw)
+                else:
+                    upstream = cast(NodeUpstream, self.upstream)
+                    reply = await upstream.send_node(self.native, b"POST", self._target(), headers, raw)
+                streamed = _is_stream(reply.headers)
                 first = await (reply.next() if streamed else reply.rest())
                 self._well = _speaks_well(reply.status)
                 if reply.status in _RETRY_STATUS and not self.last:
@@ -89,23 +100,28 @@ class Relay:
             lane.judge(permit, self._well if known else None, clock.now())
             # A connection that was not read to its end is closed, which is how the engine learns to stop.
             if reply is not None:
-                lane.upstream.release(reply)
+                self.upstream.release(reply)
 
-    async def _whole(self, reply: Reply, body: bytes) -> tuple[int, Outcome]:
+    async def _whole(self, reply: Answering, body: bytes) -> tuple[int, Outcome]:
         """A reply that is not a stream."""
         if self.progress is not None:
             parsed = try_parse(body)
             self._count(read_usage(parsed))
+            self.usage_by = reply.usage_by
+            if self.answer is not None:
+                self.answer.whole(parsed)
             if self.report is not None and isinstance(parsed, dict) and reply.status < 400:
                 body = _with_energy(parsed, self.report(), body)
         await self.client.start(reply.status, reply.headers, len(body))
         await self.client.send(body)
         return reply.status, Outcome.OK if reply.status < 400 else Outcome.ERROR
 
-    async def _stream(self, reply: Reply, chunk: bytes, deadline: Deadline, permit: int) -> tuple[int, Outcome]:
+    async def _stream(self, reply: Answering, chunk: bytes, deadline: Deadline, permit: int) -> tuple[int, Outcome]:
         """A stream: frames as they come. Raises Broken for a refusal before the first byte, and for a broken end."""
-        name, client, progress = self.lane.name, self.client, self.progress
-        frames = Frames(self.hide_usage, self._comment if self.report is not None else None)
+        name, client, progress = self.lane.name, self.client, None if reply.counted else self.progress
+        comment = self._comment if self.report is not None else None
+        answer, hide_usage = self.answer, self.hide_usage
+        frames = Frames(hide_usage, comment) if answer is None else HeardFrames(hide_usage, comment, answer)
         out = frames.feed(chunk)
         # A refusal may come in pieces: while another engine could be asked, nothing is promised on a part of a frame.
         while not self.last and not (frames.started or frames.done):
@@ -148,7 +164,8 @@ class Relay:
         finally:
             if progress is not None:
                 progress.frames = frames.content
-                self._count(frames.usage)
+            self._count(frames.usage)
+            self.usage_by = reply.usage_by
         if frames.error is None and client.path in _ENDS_WITH_A_REASON and not frames.complete:
             if out:
                 await client.send(out, more=True)
@@ -176,9 +193,7 @@ def upstream_headers(
     given: Mapping[bytes, bytes], own: Mapping[str, str], keyed: bool, request_id: str
 ) -> list[Header]:
     """The client's headers as an engine gets them; `keyed`: the client's key is for the gateway alone."""
-    dropped = _NOT_UPSTREAM
-    if keyed or "Authorization" in own:
-        dropped = dropped | _SECRETS
+    dropped = _NO_SECRETS if keyed or "Authorization" in own else _NOT_UPSTREAM
     if named := given.get(b"connection"):
         dropped = dropped | {part.strip().lower() for part in named.split(b",")}
     headers = [header for header in given.items() if header[0] not in dropped]
@@ -187,6 +202,11 @@ def upstream_headers(
         headers.append((b"x-request-id", request_id.encode()))
     headers += [(name.lower().encode(), value.encode()) for name, value in own.items()]
     return headers
+
+
+def _is_stream(headers: list[Header]) -> bool:
+    kinds = [value for name, value in headers if name == b"content-type"]
+    return bool(kinds) and kinds[0].startswith(b"text/event-stream")
 
 
 def try_parse(body: bytes) -> Any:

@@ -59,6 +59,10 @@ class Spending:
 
     # A request's way ------------------------------------------------------------------------------------------------
 
+    def may_hold(self, tenant: str, key_terms: Terms | None, run: str, workflow: str) -> bool:
+        """Whether a budget may hold for a request that asks for none itself: else it need not `enter`."""
+        return key_terms is not None or workflow in self._of_runs or (tenant, run) in self._runs
+
     async def enter(
         self, tenant: str, key_terms: Terms | None, run: str, workflow: str, alone: bool, asked_uj: int | None
     ) -> Draw | None:

@@ -114,6 +114,7 @@ class Runs(BaseModel):
 class Request(Energy, Worth, Seen):
     """One request. Times count from its arrival at the gateway; `open_joules` are predicted and not in `joules`.
 
+    `held_s` is how long it waited for the nodes that it names, `queued_s` how long at gates after that.
     `why_unknown` says why joules are null that could otherwise be had.
     """
 
@@ -130,6 +131,8 @@ class Request(Energy, Worth, Seen):
     code: int | None
     stream: bool
     received: float
+    held_s: float | None
+    queued_s: float
     duration_s: float | None
     ttft_s: float | None
     prompt_tokens: int | None
@@ -153,8 +156,30 @@ class RequestAlone(Request):
     segment: int
 
 
+class Node(BaseModel):
+    """One named call in its run's graph: what it took, and by how much it could have been late (`proxy.energy.dag`)."""
+
+    step: str
+    parents: list[str]
+    seconds: float
+    slack_s: float
+    joules: float | None
+
+
+class Dag(BaseModel):
+    """The graph of a run's calls that have ended, each by its node's name or its id."""
+
+    critical_path: list[str]
+    critical_path_s: float
+    critical_path_joules: float | None
+    nodes: dict[str, Node]
+
+
 class Run(RunHead, Energy, Worth, Seen):
-    """The newest segment of a run. `joules` are settled; `open_joules` are predicted and still to be settled."""
+    """The newest segment of a run. `joules` are settled; `open_joules` are predicted and still to be settled.
+
+    `dag` is null where no request says what it follows from.
+    """
 
     settled: bool
     open_joules: float
@@ -162,6 +187,7 @@ class Run(RunHead, Energy, Worth, Seen):
     why_unknown: str | None = None
     requests: list[Request]
     by_step: dict[str, Step]
+    dag: Dag | None = None
 
 
 class Closed(BaseModel):

@@ -35,11 +35,15 @@ class Arrivals:
         run = receipt.run
         self._learner.arrived(receipt.id, run.uid, run.label, run.opened, run.quiet_s, receipt.received)
 
+    def released(self, receipt: Receipt) -> None:
+        """It waited for others of its run, which have answered: only now it wants to be served."""
+        self._learner.follows(receipt.id)
+
     def closed(self, receipt: Receipt) -> None:
         run, attempt = receipt.run, receipt.attempts[-1] if receipt.attempts else None
         prompt = receipt.prompt_tokens
         served = Served(
-            receipt.received,
+            receipt.received + receipt.held_s,
             attempt.dispatched if attempt else None,
             attempt.first if attempt else None,
             receipt.ended or receipt.received,

@@ -122,6 +122,12 @@ class Learner:
         self._busy.add(run)
         known.live += 1
 
+    def follows(self, request: str) -> None:
+        """It came before the requests of its run that it waits for, and these are done by now."""
+        if (seen := self._live.get(request)) is not None:
+            run_id, _, alone = seen
+            self._live[request] = run_id, self._runs[run_id].done + 1, alone
+
     def ended(self, request: str, served: Served, last: bool = False) -> None:
         """It ended, and with it its run if it was the `last` one. One that was never seen to come says nothing."""
         if (seen := self._live.pop(request, None)) is None:

@@ -5,7 +5,7 @@ windows come out. How a window is shared is `share`'s business, what is known of
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from math import inf
@@ -156,12 +156,20 @@ class Attribution:
 
     def is_settled(self, progress: Progress) -> bool:
         """True once no joule of an ended attempt is still to come."""
-        if progress.ended is None:
-            return False
-        engine = self._engines.get(progress.engine)
-        if engine is None:  # removed, which it only is once it has settled
-            return True
-        return all(state.settled >= progress.ended for state in self._states(engine))
+        return self.settled()(progress)
+
+    def settled(self) -> Callable[[Progress], bool]:
+        """`is_settled` as of now, for many attempts."""
+        until = {
+            name: min((state.settled for state in self._states(engine)), default=inf)
+            for name, engine in self._engines.items()
+        }
+
+        def is_settled(progress: Progress) -> bool:
+            # An engine that is not known was removed, which it only is once it has settled.
+            return progress.ended is not None and progress.ended <= until.get(progress.engine, inf)
+
+        return is_settled
 
     def counter_uj(self) -> dict[str, int]:
         """What each counter moved since its books began here, from the raw readings alone."""

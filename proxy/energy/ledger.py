@@ -13,9 +13,8 @@ from pathlib import Path
 import orjson
 
 from proxy.energy import retention
-from proxy.energy.growing import Growing
 from proxy.energy.ledger_file import LedgerError, WriterLock, explained, identity, schema_version
-from proxy.energy.records import Batch, Dropped
+from proxy.energy.records import Batch, Dropped, RunRecord
 from proxy.energy.schema import APPLICATION_ID, MIGRATIONS
 from proxy.energy.sums import (
     DAY_ENERGY,
@@ -33,9 +32,13 @@ from proxy.energy.sums import (
 
 BUSY_S = 2.0  # how long to wait for somebody else who holds the file
 
+# Of one run it may be given one segment alone: rows that are written together are numbered by what was there before.
 _RUN = """
     INSERT INTO runs (uid, tenant, run, segment, workflow, opened, ended, state)
-    VALUES (?1, ?2, ?3, (SELECT coalesce(max(segment), 0) + 1 FROM runs WHERE run = ?3 AND tenant = ?2), ?4, ?5, ?6, ?7)
+    SELECT column1, column2, column3,
+        (SELECT coalesce(max(segment), 0) + 1 FROM runs WHERE run = column3 AND tenant = column2),
+        column4, column5, column6, column7
+    FROM (VALUES {}) WHERE true
     ON CONFLICT (uid) DO UPDATE SET ended = excluded.ended, state = excluded.state
 """
 _REQUEST = """
@@ -50,11 +53,24 @@ _ATTEMPT = """
         engine = excluded.engine, queued = excluded.queued, dispatched = excluded.dispatched, first = excluded.first,
         ended = excluded.ended, code = excluded.code, outcome = excluded.outcome
 """
-_ENERGY = """
-    INSERT INTO energy VALUES {} ON CONFLICT (request_id, attempt, device, quality) DO UPDATE SET
+_ADD_UP = """
+    ON CONFLICT (request_id, attempt, device, quality) DO UPDATE SET
         prefill_uj = prefill_uj + excluded.prefill_uj, decode_uj = decode_uj + excluded.decode_uj,
         low_uj = low_uj + excluded.low_uj, high_uj = high_uj + excluded.high_uj
 """
+_NEW_ENERGY = "INSERT INTO new_energy VALUES {}" + _ADD_UP
+_ADD_TOTAL_ENERGY = TOTAL_ENERGY.add(
+    f"""
+    SELECT tenant, workflow, step, engine, component, quality, {WASTE} AS waste,
+        sum(NOT EXISTS (SELECT 1 FROM energy WHERE energy.request_id = new.request_id
+            AND energy.attempt = new.attempt AND energy.device = new.device AND energy.quality = new.quality)),
+        sum(prefill_uj + decode_uj), sum(low_uj), sum(high_uj)
+    FROM new_energy AS new CROSS JOIN attempts ON attempts.request_id = new.request_id AND n = attempt
+        CROSS JOIN requests ON requests.id = new.request_id CROSS JOIN runs ON uid = run_uid
+    WHERE true GROUP BY tenant, workflow, step, engine, component, quality, waste
+    """
+)
+_ADD_ENERGY = "INSERT INTO energy SELECT * FROM new_energy WHERE true" + _ADD_UP
 _DEVICE = """
     INSERT INTO devices VALUES (?, ?, ?, ?, ?, ?, ?)
     ON CONFLICT (device) DO UPDATE SET
@@ -62,9 +78,14 @@ _DEVICE = """
         counter_uj = counter_uj + excluded.counter_uj, raw_uj = excluded.raw_uj, t = excluded.t
 """
 
-_TOUCHED = """
+_OF_A_BATCH = """
     CREATE TEMP TABLE touched_runs (uid TEXT PRIMARY KEY) WITHOUT ROWID;
     CREATE TEMP TABLE touched_requests (id TEXT PRIMARY KEY) WITHOUT ROWID;
+    CREATE TEMP TABLE new_energy (
+        request_id TEXT, attempt INTEGER, device TEXT, quality TEXT, component TEXT,
+        prefill_uj INTEGER, decode_uj INTEGER, low_uj INTEGER, high_uj INTEGER,
+        PRIMARY KEY (request_id, attempt, device, quality)
+    ) WITHOUT ROWID;
 """
 # Takes what was touched out of the totals (sign -1) or puts it in (sign 1). CROSS JOIN fixes the order of the
 # loops: from the few rows that were touched to the many that were not.
@@ -128,18 +149,17 @@ class Ledger:
         of no use after a LedgerMismatch: a record names a run, request or attempt that is not in this file.
         """
         changed = {request.id for request in batch.requests}.union([attempt.request_id for attempt in batch.attempts])
-        growing = [record for record in batch.energy if record.request_id not in changed]
         with explained(self.path), self._transaction() as db:
             _touch(db, "touched_runs", {run.uid for run in batch.runs})
             _touch(db, "touched_requests", changed)
             with _totals_follow(db):
-                db.executemany(_RUN, batch.runs)
+                for runs in _of_different_runs(batch.runs):
+                    _insert(db, _RUN, runs)
                 _insert(db, _REQUEST, batch.requests)
                 _insert(db, _ATTEMPT, batch.attempts)
-                _insert(db, _ENERGY, [record for record in batch.energy if record.request_id in changed])
-            self._growing.know(db, growing, changed)
-            _insert(db, _ENERGY, growing)
-            self._growing.add(db, growing)
+            _insert(db, _NEW_ENERGY, batch.energy)
+            db.execute(_ADD_TOTAL_ENERGY)
+            db.execute(_ADD_ENERGY)
             db.executemany(WINDOWS.add_row, batch.windows)
             db.executemany(TOTAL_WINDOWS.add_row, [(w.device, w.quality, *w[-4:]) for w in batch.windows])
             db.executemany(_DEVICE, batch.devices)
@@ -171,7 +191,6 @@ class Ledger:
     def _open(self) -> None:
         """Open the file that is there now, or begin one."""
         known = self._file is not None and identity(self.path) == self._file
-        self._growing = Growing()
         self._sound = False
         self._db = sqlite3.connect(self.path, BUSY_S, isolation_level=None, check_same_thread=False)
         try:
@@ -189,12 +208,11 @@ class Ledger:
             self._db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         if self._db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise LedgerError(f"{self.path}: this file system cannot hold the ledger (no WAL); choose a local disk")
-        self._db.executescript(
-            "PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;" + _TOUCHED
-        )
+        self._db.executescript("PRAGMA synchronous = NORMAL; PRAGMA temp_store = MEMORY; PRAGMA cache_size = -8192;")
         for number, script in enumerate(MIGRATIONS[version:], start=version + 1):
             stamp = f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {number};"
             self._db.executescript(f"BEGIN IMMEDIATE; {script}; {stamp} COMMIT;")
+        self._db.executescript(_OF_A_BATCH)
         self._db.execute("PRAGMA foreign_keys = ON")  # only now: a migration may replace a table that others refer to
 
     @contextmanager
@@ -208,8 +226,7 @@ class Ledger:
         try:
             with _whole(self._db) as db:
                 yield db
-        except sqlite3.IntegrityError:
-            self._growing = Growing()  # what it knew of this batch is no more
+        except sqlite3.IntegrityError:  # the fault is in the batch
             raise
         except BaseException:
             self._sound = False
@@ -224,6 +241,7 @@ def _whole(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         yield db
         db.execute("DELETE FROM touched_runs")
         db.execute("DELETE FROM touched_requests")
+        db.execute("DELETE FROM new_energy")
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:
@@ -272,19 +290,33 @@ def _touch(db: sqlite3.Connection, table: str, keys: set[str]) -> None:
     db.execute(f"INSERT INTO {table} SELECT value FROM json_each(?)", (orjson.dumps(list(keys)).decode(),))
 
 
-_ROWS = 50  # a statement; SQLite takes 999 parameters everywhere
+def _of_different_runs(segments: Sequence[RunRecord]) -> Iterator[list[RunRecord]]:
+    """The segments in lists of which each has one of a run at most, in their order."""
+    while segments:
+        first: dict[tuple[str, str], RunRecord] = {}
+        others = [one for one in segments if first.setdefault((one.run, one.tenant), one) is not one]
+        yield list(first.values())
+        segments = others
+
+
+_ROWS = (256, 64, 16, 4, 1)  # a statement
 
 
 def _insert(db: sqlite3.Connection, statement: str, rows: Sequence[tuple[str | float | None, ...]]) -> None:
-    """Insert rows, `_ROWS` a step: around every step Python lets go of its lock and has to fight for it again."""
+    """Insert rows, many a step: around every step Python lets go of its lock and has to fight for it again.
+
+    The statements are always the same few, which SQLite then has ready.
+    """
     if not rows:
         return
-    one = f"({', '.join('?' * len(rows[0]))})"
-    several = statement.format(", ".join([one] * _ROWS))
-    full = len(rows) - len(rows) % _ROWS
-    for start in range(0, full, _ROWS):
-        db.execute(several, list(chain.from_iterable(rows[start : start + _ROWS])))
-    db.executemany(statement.format(one), rows[full:])
+    columns, start = len(rows[0]), 0
+    most = db.getlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER) // columns
+    for size in _ROWS:
+        if size <= most:
+            several = statement.format(", ".join([f"({', '.join('?' * columns)})"] * size))
+            while len(rows) - start >= size:
+                db.execute(several, list(chain.from_iterable(rows[start : start + size])))
+                start += size
 
 
 def _write_dropped(db: sqlite3.Connection, dropped: Dropped) -> None:

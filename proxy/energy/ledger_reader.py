@@ -11,10 +11,11 @@ import sqlite3
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from proxy.energy.dag import Call, dag
 from proxy.energy.ledger_file import LedgerError, explained, schema_version
 from proxy.energy.records import DeviceRecord, Outcome, Phase, Quality, waste_of
 from proxy.energy.schema import MIGRATIONS
@@ -177,8 +178,8 @@ class LedgerReader:
                 return None
             found = db.execute("SELECT * FROM requests WHERE run_uid = ? ORDER BY received, id", (run["uid"],))
             requests, total = _requests(db, found.fetchall())
-        figures = {**total.figures(), **total.worth()}
-        return {**_run(run), **figures, "requests": requests, "by_step": _by_step(requests)}
+        figures = {**total.figures(), **total.worth(), "by_step": _by_step(requests), "dag": _dag(requests)}
+        return {**_run(run), **figures, "requests": requests}
 
     def request(self, request_id: str) -> dict[str, Any] | None:
         """One request with the run that it belongs to, null for an unknown one."""
@@ -387,6 +388,8 @@ def _request(
             _count(phases, phase.value, part[f"{phase}_uj"])
     last = attempts[-1] if attempts else None
     first = last["first"] if last else None
+    begun = attempts[0]["queued"] if attempts else row["ended"]
+    waits = [(attempt["queued"], attempt["dispatched"]) for attempt in attempts if attempt["dispatched"] is not None]
     keys = ("id", "step", "node", "model", "path", "outcome", "code", "received", *_TOKENS, "usage")
     return {
         **{key: row[key] for key in keys},
@@ -395,6 +398,8 @@ def _request(
         "engine": last["engine"] if last else None,
         "attempts": len(attempts),
         "stream": bool(row["stream"]),
+        "held_s": None if begun is None else begun - row["received"],
+        "queued_s": sum(dispatched - queued for queued, dispatched in waits),
         "duration_s": None if row["ended"] is None else row["ended"] - row["received"],
         "ttft_s": None if first is None else first - row["received"],
         **total.figures(),
@@ -414,6 +419,22 @@ def _by_step(requests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
             step["joules"] = round((step["joules"] or 0.0) + request["joules"], 6)
         step["output_tokens"] += request["output_tokens"] or 0
     return steps
+
+
+def _dag(requests: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The graph of a run's calls that have ended, where they say what they follow from."""
+    referred = {parent for request in requests for parent in request["parents"]}
+    calls = [
+        Call(
+            *(request["id"], request["node"] or request["id"], request["step"], tuple(request["parents"])),
+            *(request["received"] + request["held_s"], request["received"] + request["duration_s"]),
+            *(request["joules"], request["outcome"] == Outcome.OK),
+        )
+        for request in requests
+        if request["duration_s"] is not None and (request["node"] or request["parents"] or request["id"] in referred)
+    ]
+    found = dag(calls) if referred else None
+    return None if found is None else asdict(found)
 
 
 def _by_place(energy: Iterable[sqlite3.Row]) -> dict[tuple[str, str], int]:

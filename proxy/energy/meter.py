@@ -176,7 +176,7 @@ class Meter:
                 if time.monotonic() - began > SLICE_S:  # whoever streams has waited long enough
                     await asyncio.sleep(0)
                     began = time.monotonic()
-            second = self._book.batch(clock.now(), devices, self._attribution.is_settled, partial(self._saved, devices))
+            second = self._book.batch(clock.now(), devices, self._attribution.settled(), partial(self._saved, devices))
             self._booked_uj.clear()
             second.batch.devices.extend(self._device_records(devices))
             if second:

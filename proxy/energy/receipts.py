@@ -4,7 +4,7 @@ Sans-I/O. The data plane opens and closes receipts, attribution's settled window
 `batch` hands everything that changed to the ledger and the metrics. What is settled and handed over is forgotten here.
 """
 
-import os
+import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -98,6 +98,7 @@ class Receipt:
     step: str  # as a metric label
     path: str
     received: float
+    held_s: float = 0.0  # until the nodes that it names had answered
     model: str = ""
     stream: bool = False
     attempts: list[Attempt] = field(default_factory=list)
@@ -162,11 +163,15 @@ class Watcher(Protocol):
 
 
 class Book:
-    """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`."""
+    """All open runs and receipts. One owner, one thread. Nobody but a policy that acts needs a `watcher`.
+
+    Whoever is in `on_close` is told of each run that takes no more requests.
+    """
 
     watcher: Watcher | None = None
 
     def __init__(self, workflow_label: Callable[[str], str], step_label: Callable[[str, str], str]) -> None:
+        self.on_close: list[Callable[[Run], object]] = []
         self._workflow_label = workflow_label
         self._step_label = step_label
         self._runs: dict[tuple[str, str], Run] = {}  # the newest segment of each run that is not final
@@ -193,7 +198,7 @@ class Book:
             if run is not None:
                 self._closing.append(run)
             label = self._workflow_label(identity.workflow)
-            uid = f"{int(now * 1000):012x}{os.urandom(8).hex()}"  # in order of time, as the ledger keeps them
+            uid = f"{int(now * 1000):012x}{random.getrandbits(64):016x}"  # in order of time, as the ledger keeps them
             run = Run(uid, tenant, identity.run, identity.workflow, label, now, quiet_s, last=now, ended=now)
             self._runs[key] = run
             self._begun.append(uid)
@@ -342,6 +347,8 @@ class Book:
             if run.state == "open" and not run.in_flight and (run.asked_to_close or now - run.last >= run.quiet_s):
                 run.state = "closed"
                 self._dirty_runs[run.uid] = run
+                for tell in self.on_close:
+                    tell(run)
             if run.state == "closed" and not run.unsettled:
                 run.state = "final"
                 self._dirty_runs[run.uid] = run
@@ -371,7 +378,7 @@ class Book:
 
 def _has_all(receipt: Receipt, is_settled: Callable[[Progress], bool]) -> bool:
     """Whether no joule of an ended request is still to come."""
-    return all(attempt.progress is None or is_settled(attempt.progress) for attempt in receipt.attempts)
+    return all(map(is_settled, [attempt.progress for attempt in receipt.attempts if attempt.progress is not None]))
 
 
 def _attempt_record(receipt: Receipt, a: Attempt) -> AttemptRecord:
@@ -390,7 +397,8 @@ def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
 
 def _sum_saved(receipt: Receipt, saved: Saved) -> tuple[Quality, int] | None:
     """What a request's attempts did not cost, as good as the worst of them is known."""
-    found = [one for attempt in receipt.attempts if attempt.progress and (one := saved(attempt.progress)) is not None]
+    told = [attempt.progress for attempt in receipt.attempts if attempt.progress and attempt.progress.cached_tokens]
+    found = [one for progress in told if (one := saved(progress)) is not None]
     if not found:
         return None
     return max((quality for quality, _ in found), key=list(Quality).index), sum(uj for _, uj in found)

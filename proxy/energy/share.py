@@ -148,12 +148,8 @@ class Plan:
         uj = split_uj[:ours]
         low_uj = np.minimum(uj, (busy_uj * self.lows[:ours]).astype(np.int64))
         high_uj = np.maximum(uj, (busy_uj * self.highs[:ours]).astype(np.int64))
-        shares = tuple(
-            Share(progress, phase, *amounts)
-            for (progress, phase), *amounts in zip(
-                self.parts, uj.tolist(), low_uj.tolist(), high_uj.tolist(), strict=True
-            )
-        )
+        amounts = (uj.tolist(), low_uj.tolist(), high_uj.tolist())
+        shares = tuple(map(Share, *zip(*self.parts, strict=True), *amounts)) if ours else ()
         idle_uj, foreign_uj = window.delta_uj - busy_uj, int(split_uj[ours:].sum())
         return Settled(window.device, window.t0, window.t1, shares, idle_uj=idle_uj, foreign_uj=foreign_uj)
 

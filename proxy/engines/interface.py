@@ -38,7 +38,11 @@ class EngineSample:
 
 
 class Engine(Protocol):
-    """One serving endpoint. `url` has no path of the API and no slash at its end; it is final once `start` returned."""
+    """One serving endpoint. `url` has no path of the API and no slash at its end; it is final once `start` returned.
+
+    One that also says `schedules_nodes = True` is given named calls before their nodes have answered, and its lane's
+    connections take them by `send_node` (see `proxy.nodes.hold`).
+    """
 
     kind: str
     name: str
@@ -49,6 +53,7 @@ class Engine(Protocol):
     health_paths: tuple[str, ...]  # tried in order
     metrics_path: str | None
     headers: dict[str, str]  # sent upstream with every request
+    works_for: str | None  # another engine, which does its work and whose devices and counters are its own
 
     def parse(self, t: float, body: bytes) -> EngineSample | None:
         """What the engine's metrics say at Unix time `t`; None when they say nothing. Never raises on any bytes."""
@@ -61,6 +66,11 @@ class Engine(Protocol):
     async def stop(self) -> None:
         """End what `start` began; harmless when nothing was started."""
         ...
+
+
+def schedules_nodes(engine: Engine) -> bool:
+    """Whether an engine sees to it by itself that a named call waits for the nodes that it names."""
+    return getattr(engine, "schedules_nodes", False)
 
 
 def load_engine(config: EngineConfig) -> Engine:

@@ -22,6 +22,7 @@ class Gauges:
     in_flight: Mapping[tuple[str, str], int] = field(default_factory=dict)
     queued: Mapping[tuple[str, str], int] = field(default_factory=dict)
     limit: Mapping[tuple[str, str], int] = field(default_factory=dict)  # a gate without a limit is left out
+    nodes_held: int = 0
     engine_up: Mapping[str, bool] = field(default_factory=dict)
     breaker: Mapping[str, str] = field(default_factory=dict)  # engine -> its state
     budget_uj: Mapping[tuple[str, str], tuple[int, int]] = field(default_factory=dict)  # (tenant, period): limit, spent
@@ -53,6 +54,9 @@ class Gauges:
             for key, count in values.items():
                 gate.add_metric(key, count)
             yield gate
+        yield GaugeMetricFamily(
+            "joulegate_nodes_held", "Named calls that wait for others of their run.", value=self.nodes_held
+        )
         up = GaugeMetricFamily("joulegate_engine_up", "1 when the engine answers.", labels=("engine",))
         for engine, is_up in self.engine_up.items():
             up.add_metric((engine,), int(is_up))

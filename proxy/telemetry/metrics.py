@@ -117,7 +117,10 @@ class Metrics(Collector):
             "joulegate_run_duration_seconds", "First request to last completion of a run.", ("workflow",), RUN_S
         )
         self.request_duration = Histogram(
-            "joulegate_request_duration_seconds", "Arrival to last byte, queueing included.", who, REQUEST_S
+            "joulegate_request_duration_seconds",
+            "Arrival to last byte, with queueing, without the wait for other calls.",
+            who,
+            REQUEST_S,
         )
         self.ttft_seconds = Histogram("joulegate_ttft_seconds", "Arrival to the first output token.", who, TTFT_S)
         self.itl_seconds = Histogram("joulegate_itl_seconds", "Between two output frames of a stream.", who, ITL_S)
@@ -218,7 +221,7 @@ class Metrics(Collector):
         self, tenant: str, workflow: str, engine: str, model: str, code: int, outcome: Outcome, duration_s: float
     ) -> None:
         """A request ended; `engine` is empty when none was reached. The model's name is bounded here."""
-        self.requests.add((tenant, workflow, engine, self.bounds.model(model), str(code), outcome.value))
+        self.requests.add((tenant, workflow, engine, self.bounds.model(model), str(code), outcome._value_))
         self.request_duration.observe((workflow, engine), duration_s)
 
     def ttft(self, workflow: str, engine: str, s: float) -> None:

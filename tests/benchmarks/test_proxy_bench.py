@@ -130,6 +130,14 @@ def test_a_request_is_as_long_as_it_says() -> None:
     assert asked["stream_options"] == {"include_usage": True} and "itl_ms=20 " in asked["messages"][0]["content"]
 
 
+def test_no_two_phases_name_the_same_run() -> None:
+    def named(chat: Chat) -> set[bytes]:
+        return {chat.next().partition(b"x-workflow-id: ")[2].partition(b"\r\n")[0] for _ in range(8)}
+
+    first, second = (named(Chat("stub", "key", False, 8)) for _ in range(2))
+    assert len(first) == len(second) == 2 and not first & second
+
+
 def test_gaps_stop_at_the_last_token() -> None:
     reply = Reply(0.0, arrivals=[0.0, 0.02, 0.05, 0.0501])
     assert gaps_s([reply], tokens=2) == pytest.approx([0.02, 0.03])

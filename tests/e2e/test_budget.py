@@ -96,12 +96,18 @@ def test_a_run_is_over_budget_in_its_next_segment_and_after_a_crash(engine: Engi
 def test_what_is_in_flight_is_ended_where_the_budget_says_stop(
     make_gateway: Callable[..., Gateway], make_engine: Any, nvml: Any, stream: bool
 ) -> None:
-    """Tokens cost far more here than the prices say, so that the cap on the answer does not save the budget."""
+    """Tokens cost far more here than the prices say, so that the cap on the answer does not save the budget.
+
+    A call that waits for the answer of the first is ended with it.
+    """
     watts, budget_j = 700, 400
     nvml.set_power_w(0, watts)
     engine: Engine = make_engine(step_ms=SLOW_MS)
     gateway = make_gateway(of_run(engine, budget_j, stop=True), env=nvml.env)
-    reply = gateway.chat(AGENT, max_tokens=100_000, stream=stream)
+    with ThreadPoolExecutor(1) as pool:
+        held = pool.submit(gateway.chat, {**AGENT, "x-workflow-node": "b"}, content="{{node:a}}")
+        reply = gateway.chat({**AGENT, "x-workflow-node": "a"}, max_tokens=100_000, stream=stream)
+    assert code(held.result()) == (429, "run_budget_spent")
     if stream:
         assert reply.status_code == 200
         frames = [line for line in reply.text.splitlines() if line]

@@ -36,6 +36,7 @@ class StubGateway:
     behind_polls: int = 0
     garbage: bool = False
     unmetered: bool = False
+    dag: dict[str, Any] | None = None
     calls: list[Call] = field(default_factory=list)
     closed: list[str] = field(default_factory=list)
     polls: list[int] = field(default_factory=list)
@@ -88,6 +89,7 @@ class StubGateway:
             "open_joules": 0.0,
             "requests": requests,
             "by_step": by_step,
+            "dag": self.dag,
         }
         if self.unmetered:
             unknown: dict[str, Any] = dict.fromkeys(("joules", "joules_low", "joules_high", "quality"))

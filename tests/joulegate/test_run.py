@@ -45,7 +45,15 @@ def test_figures(gateway: "StubGateway") -> None:
     assert (first.prompt_tokens, first.cached_tokens, first.output_tokens) == (7, 2, 3)
     report = r.report()
     assert (report.run, report.workflow, report.segment, report.duration_s) == (r.id, "search", 1, 0.5)
-    assert gateway.closed == [r.id]
+    assert gateway.closed == [r.id] and (report.critical_path, report.critical_path_s) == ((), None)
+
+
+def test_the_critical_path_of_a_run_that_has_one(gateway: "StubGateway") -> None:
+    gateway.dag = {"critical_path": ["plan", "code"], "critical_path_s": 3.5}
+    with joulegate.run("coding") as r:
+        ask(gateway, "x")
+    report = r.report()
+    assert (report.critical_path, report.critical_path_s) == (("plan", "code"), 3.5)
 
 
 def test_unknown_energy_is_never_0(gateway: "StubGateway") -> None:

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from policies.interface import Release
-from proxy.gate import OVERTAKE_S, Gate, QueueFull, Ticket
+from proxy.gate import AGE_S, OVERTAKE_S, Gate, QueueFull, Ticket
+from proxy.nodes.graph import Node, State
 
 WORKFLOWS = st.sampled_from("abc")
 STEPS = st.sampled_from(["", "x", "y"])
@@ -16,6 +17,10 @@ SECONDS = st.sampled_from([0.0, 0.1, 0.5, 1.0, 3.0])
 RULES = st.dictionaries(
     WORKFLOWS, st.builds(Release, SECONDS, SECONDS | st.just(float("inf")), st.sampled_from(["", "step", "prefix"]))
 )
+
+
+def node(run: str, behind: int = 0) -> Node:
+    return Node(run, "n", (), State.RUNNING, behind)
 
 
 class AnyTraffic(RuleBasedStateMachine):
@@ -46,10 +51,15 @@ class AnyTraffic(RuleBasedStateMachine):
                     assert ticket.arrived <= other.arrived + OVERTAKE_S
 
     @rule(
-        target=tickets, workflow=WORKFLOWS, step=STEPS, prefix=st.integers(0, 2), slack_s=st.none() | st.floats(-1, 9)
+        target=tickets,
+        workflow=WORKFLOWS,
+        step=STEPS,
+        prefix=st.integers(0, 2),
+        slack_s=st.none() | st.floats(-1, 9),
+        place=st.none() | st.builds(node, st.sampled_from(["r1", "r2"]), st.integers(0, 3)),
     )
-    def arrive(self, workflow: str, step: str, prefix: int, slack_s: float | None) -> Ticket:
-        ticket = Ticket(workflow, step, prefix, slack_s)
+    def arrive(self, workflow: str, step: str, prefix: int, slack_s: float | None, place: Node | None) -> Ticket:
+        ticket = Ticket(workflow, step, prefix, slack_s, node=place)
         full = len(self.bounds) >= self.gate.capacity
         self.bounds[ticket] = self.now + self.gate.release.get(workflow, Release(0)).hold_s
         try:
@@ -239,6 +249,31 @@ def test_nobody_is_overtaken_by_one_who_came_much_later() -> None:
     others = [Ticket("a", slack_s=0) for _ in range(8)]
     went = order([worst, *others], every_s=3)
     assert went == [*others[:3], worst, *others[3:]], "10 s of precedence"
+
+
+def test_in_a_runs_turn_goes_whom_most_others_of_it_wait_for() -> None:
+    leaf, chain, root = [Ticket("a", node=node("r1", behind)) for behind in (0, 1, 2)]
+    other, plain = Ticket("a", node=node("r2", 9)), Ticket("a")
+    assert order([leaf, other, chain, plain, root]) == [root, other, chain, plain, leaf]
+    equals = [Ticket("a", node=node("r1", 1)) for _ in range(3)]
+    assert order(equals) == equals
+
+
+def test_what_is_learnt_of_a_graph_counts_for_those_who_wait_already() -> None:
+    gate, running = Gate(10, limit=1), Ticket("a")
+    gate.arrive(running, 0)
+    waiting = [Ticket("a", node=node("r1")) for _ in range(3)]
+    for ticket in waiting:
+        gate.arrive(ticket, 0)
+    assert waiting[2].node is not None
+    waiting[2].node.behind = 1
+    assert gate.leave(running, 1) == [waiting[2]] and gate.leave(waiting[2], 2) == [waiting[0]]
+
+
+def test_no_chain_is_long_enough_to_overtake_who_came_long_before() -> None:
+    leaf = Ticket("a", node=node("r1"))
+    chains = [Ticket("a", node=node("r1", 9)) for _ in range(4)]
+    assert order([leaf, *chains], every_s=AGE_S / 2) == [*chains[:2], leaf, *chains[2:]]
 
 
 @pytest.mark.parametrize("group", ["step", "prefix"])

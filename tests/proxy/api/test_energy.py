@@ -126,6 +126,8 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
             "code": 200,
             "stream": False,
             "received": 100.0,
+            "held_s": 0.0,
+            "queued_s": 0.0,
             "duration_s": 4.0,
             "ttft_s": 1.0,
             "prompt_tokens": 30,
@@ -168,6 +170,12 @@ async def test_a_settled_run(gateway: Gateway, client: httpx.AsyncClient) -> Non
         "active_joules": None,
         "full_joules": None,
         "by_step": {"query": {"requests": 1, "joules": 3.000001, "output_tokens": 8}},
+        "dag": {
+            "critical_path": ["query-1"],
+            "critical_path_s": 4.0,
+            "critical_path_joules": 3.000001,
+            "nodes": {"query-1": {"step": "query", "parents": [], "seconds": 4.0, "slack_s": 0.0, "joules": 3.000001}},
+        },
     }
 
 

@@ -1,5 +1,7 @@
 from typing import Any
 
+import pytest
+
 from policies.interface import Objective, Signals, WorkflowSignals
 from proxy.control.arrivals import Arrivals
 from proxy.control.learner import Learner
@@ -53,6 +55,18 @@ def test_the_last_request_of_a_run_ends_it() -> None:
         )
     assert learner.runs_since("coding", 0.0) == [11.0]
     assert learner.lately("coding", 12.0).depth == 3.0
+
+
+def test_the_wait_for_other_calls_of_the_run_is_no_wait_at_the_gate() -> None:
+    book, learner = Book(str, lambda workflow, step: step), Learner(0.0)
+    book.watcher = arrivals = Arrivals(learner, Sharing())
+    first, second = [book.open(identity("r", name="coding"), "t", f"q{n}", "/", 60, 0.0) for n in range(2)]
+    serve(book, first, 0.0, 8.0)
+    second.held_s = 8.0
+    arrivals.released(second)
+    serve(book, second, 8.0, 3.0)
+    lately = learner.lately("coding", 12.0)
+    assert (lately.wait_p95_s, lately.ttft_p95_s) == (0.5, pytest.approx(0.6))
 
 
 def test_prefixes_are_told_where_groups_are_made_by_them() -> None:

@@ -67,6 +67,18 @@ def test_depth_is_the_longest_chain_of_a_run() -> None:
     assert (lately.depth, lately.run_p95_s) == (2.0, 3.0)
 
 
+def test_those_that_were_sent_at_once_and_wait_for_one_another_are_as_deep_as_if_sent_in_turn() -> None:
+    learner = Learner(0.0)
+    for name in ("map", "reduce"):
+        learner.arrived(name, "r", "summarize", 0.0, 60.0, 0.0)
+    learner.ended("map", Served(0.0, 0.0, 0.5, 1.0))
+    learner.follows("reduce")
+    learner.follows("never seen")
+    learner.ended("reduce", Served(1.0, 1.0, 1.5, 2.0), last=True)
+    lately = learner.lately("summarize", 3.0)
+    assert (lately.depth, lately.run_p95_s, lately.wait_p95_s) == (2.0, 2.0, 0.0)
+
+
 def test_a_run_that_says_nothing_is_over_after_its_quiet_time() -> None:
     learner = Learner(0.0)
     serve(learner, "q", "r", 10.0)

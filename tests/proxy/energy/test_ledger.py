@@ -83,6 +83,41 @@ def reader(ledger: Ledger) -> LedgerReader:
     return LedgerReader(ledger.path)
 
 
+def test_a_runs_graph_knows_waits_from_work(ledger: Ledger, reader: LedgerReader) -> None:
+    """Both came at 100; the second waited for the first until 104 and then in the queue until 105."""
+    first = REQUEST._replace(id="q0", node="plan-1", parents="[]", step="plan")
+    second = REQUEST._replace(parents='["plan-1"]', ended=107.0)
+    refused = REQUEST._replace(id="q2", node="lost", parents='["ghost"]', ended=103.0, code=424, outcome="refused")
+    running = REQUEST._replace(id="q3", node="late", parents='["query-1"]', ended=None, code=None, outcome=None)
+    attempts = [
+        ATTEMPT._replace(request_id="q0", queued=100.0, dispatched=100.0),
+        ATTEMPT._replace(queued=104.0, dispatched=105.0, ended=107.0),
+    ]
+    ledger.write(replace(WHOLE, requests=[first, second, refused, running], attempts=attempts))
+    run = reader.run("default", "r1")
+    assert run is not None
+    by_node = {request["node"]: request for request in run["requests"]}
+    waits = {node: (request["held_s"], request["queued_s"]) for node, request in by_node.items()}
+    assert waits == {"plan-1": (0.0, 0.0), "query-1": (4.0, 1.0), "lost": (3.0, 0), "late": (None, 0)}
+    place = {"parents": (), "slack_s": 0.0, "joules": None}
+    assert run["dag"] == {
+        "critical_path": ("plan-1", "query-1"),
+        "critical_path_s": 7.0,
+        "critical_path_joules": 2.0,
+        "nodes": {
+            "lost": {**place, "step": "query", "seconds": 0.0, "slack_s": 7.0},
+            "plan-1": {**place, "step": "plan", "seconds": 4.0},
+            "query-1": {**place, "step": "query", "seconds": 3.0, "parents": ("plan-1",), "joules": 2.0},
+        },
+    }
+
+
+def test_a_run_without_parents_has_no_graph(ledger: Ledger, reader: LedgerReader) -> None:
+    ledger.write(replace(WHOLE, requests=[REQUEST._replace(parents="[]")]))
+    run = reader.run("default", "r1")
+    assert run is not None and run["dag"] is None
+
+
 def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
     prefill = ENERGY._replace(prefill_uj=1, decode_uj=0, low_uj=0, high_uj=3)
     cpu = ENERGY._replace(device="h1/cpu:0", component="cpu", quality="estimated", decode_uj=500_000)
@@ -91,6 +126,7 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
     run = reader.run("default", "r1")
     assert run is not None
     request = run.pop("requests")[0]
+    assert run.pop("dag")["critical_path"] == ("query-1",)
     assert run == {
         "run": "r1",
         "tenant": "default",
@@ -121,6 +157,8 @@ def test_a_run_is_read_back_whole(ledger: Ledger, reader: LedgerReader) -> None:
         "code": 200,
         "stream": True,
         "received": 100.0,
+        "held_s": pytest.approx(0.1),
+        "queued_s": pytest.approx(0.1),
         "duration_s": 4.0,
         "ttft_s": 1.5,
         "prompt_tokens": 30,

@@ -90,21 +90,3 @@ def apply(ledger: Ledger, step: tuple[Any, ...], uj: int) -> None:
                 ledger.write(Batch(energy=[energy(1, 1, DEVICES[0], uj), energy(9, 1, DEVICES[0], uj)]))
         case _:
             ledger.write(Batch())
-
-
-def test_what_is_known_of_a_request_is_forgotten(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path / "ledger.sqlite")
-    ledger.write(Batch([RUN], [request(n) for n in range(4)], [attempt(n, 1) for n in range(4)]))
-    ledger.write(Batch(energy=[energy(n, 1, DEVICES[0], 5) for n in range(4)]))
-    assert len(ledger._growing._known) == 4
-    ledger.write(Batch(requests=[request(3, Outcome.OK)]))
-    assert len(ledger._growing._known) == 3
-    for _ in range(10):
-        ledger.write(Batch(runs=[replace_ended(RUN)]))
-    assert not ledger._growing._known
-    ledger.close()
-    check(ledger.path)
-
-
-def replace_ended(run: RunRecord) -> RunRecord:
-    return run._replace(ended=run.ended + 1)
