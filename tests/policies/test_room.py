@@ -61,9 +61,9 @@ def test_a_fuller_cache_leaves_less_of_the_speed_to_give_away() -> None:
     """Requests stay longer in it when they are slower: it has to hold half as much again."""
     seen = {"search": WorkflowSignals(Objective(itl_p95_s=0.02), itl_p95_s=0.001)}
 
-    def part(*usage: float | None, up: bool = True, before: Trimmed = Trimmed()) -> float:
+    def part(*usage: float | None, up: bool = True, before: Trimmed | None = None) -> float:
         engines = {str(place): EngineSignals(up, kv_usage=one) for place, one in enumerate(usage)}
-        found = trim(before, Signals(9.0, seen, engines), least=0.6)
+        found = trim(before or Trimmed(), Signals(9.0, seen, engines), least=0.6)
         assert found is not None
         return found[0].part
 
