@@ -16,7 +16,7 @@ def tables(data: dict[str, Any]) -> str:
 
 
 def _lines(data: dict[str, Any]) -> Iterator[str]:
-    yield f"{data['caveat']} {data['seeds']} seeds, commit {data['machine']['commit']}."
+    yield f"{data['caveat']} Commit {data['machine']['commit']}."
     yield ""
     yield from ("| bar | | seen |", "|---|---|---|")
     for bar in data["bars"]:
@@ -26,7 +26,8 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
         names = [name for name in NAMES if name in rows[0][1]]
         oracles = [name for name in ("oracle of company", "oracle of hierarchical") if name in rows[0][1]]
         yield ""
-        yield f"Patience {patience} s: % of the default's joules saved, ± half a 95 % interval (points more late)"
+        about = f"Patience {patience} s, {data['seeds'][patience]} seeds"
+        yield f"{about}: % of the default's joules saved, ± half a 95 % interval (points more late)"
         yield ""
         yield f"| cell | default, J/run | {' | '.join([*names, *oracles])} | best setting | wait, company |"
         yield "|" + "---|" * (4 + len(names) + len(oracles))
