@@ -1,8 +1,9 @@
 """Requests that can wait are held until they can run together, where that saves more than it delays.
 
 What it saves, for how long to hold and who may join is computed (`policies.gathering`). Chains of calls that are held
-send less, and more than usual when they are let go: so they are let go bit by bit, their objectives are kept at the
-peak of their rate, and the engine is narrowed while tokens come late. While nothing comes, what was found out holds.
+send less, and more than usual when they are let go: so they are taken up and let go bit by bit, their objectives are
+kept at the peak of their rate, and the engine is narrowed while tokens come late. While nothing comes, what was found
+out holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,13 +12,14 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from policies.gathering import KV_FULL, gather, most_hold_s, stream_of, usual
+from policies.gathering import CHAIN, KV_FULL, depth_of, gather, most_hold_s, stream_of, usual
 from policies.interface import Decision, EngineSignals, Prices, Release, Signals, WorkflowSignals
 from policies.narrow import counted, narrow
 
 ITL_LATE = 0.85  # of the objective: what follows from letting go comes on top
 LEAST_HOLD_S = 0.05
 EASE = 0.1  # of what holds, a decision
+WATCHED_S = 1.0  # a decision
 FADE = 0.99  # of the peak, a decision
 RECENT = 0.1  # of what is new, a decision
 
@@ -69,10 +71,7 @@ def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[De
         if was_s and name not in known:
             after[name] = [min(was_s, one.objective.patience_s), was_join, was_peak]
             continue
-        hold_s = wanted.get(name)
-        if was_s is not None:
-            hold_s = min(max(hold_s or 0.0, (1 - EASE) * was_s), one.objective.patience_s)
-        after[name] = [hold_s, join or was_join, peaks.get(name, FADE * was_peak)]
+        after[name] = [_eased(one, wanted.get(name), was_s), join or was_join, peaks.get(name, FADE * was_peak)]
     release = {
         name: Release(hold_s, group=_group(signals.workflows[name]), join_part=part)
         for name, (hold_s, part, _) in after.items()
@@ -116,6 +115,15 @@ def _wanted(
         return {}, 0.0, f"nothing is held: it would save {found.part:.1%} of the engines' energy"
     reason = f"held for company: {found.together:.1f} requests together save about {found.part:.0%}"
     return {stream.name: stream.hold_s for stream in patient}, found.join, reason
+
+
+def _eased(one: WorkflowSignals, wanted_s: float | None, was_s: float | None) -> float | None:
+    """From what held towards what is wanted: up by `WATCHED_S`, down by `EASE`. Nobody knows how many come in so long
+    before it has been watched for so long; a chain begins with the time that one of its calls takes."""
+    if was_s is None:
+        return wanted_s if wanted_s is None or depth_of(one) <= CHAIN else min(wanted_s, one.served_s or 0.0)
+    hold_s = max(min(wanted_s or 0.0, was_s + WATCHED_S), (1 - EASE) * was_s)
+    return min(hold_s, one.objective.patience_s)
 
 
 def _why_not(engines: list[EngineSignals], prices: Prices | None, known: Mapping[str, WorkflowSignals]) -> str:

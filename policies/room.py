@@ -12,6 +12,7 @@ SETTLE_S = 30.0  # until percentiles of the last minute begin to show what a ste
 BACK_S = 10.0  # between two steps back
 UP = 0.1  # of the highest setting
 PROMPTS_MOST = 0.5
+KV_MOST = 0.7
 
 
 def used(workflows: Mapping[str, WorkflowSignals]) -> tuple[float, str] | None:
@@ -43,6 +44,12 @@ def least_for_prompts(signals: Signals) -> float:
         return 0.0
     tokens = sum(one.requests_per_s * (one.prompt_tokens or 0.0) for one in signals.workflows.values())
     return tokens * prices[0].prompt_s / len(prices) / PROMPTS_MOST
+
+
+def least_for_caches(signals: Signals) -> float:
+    """The part of a setting at which the fullest cache holds what is there and a quarter more: requests stay in it for
+    as much longer as they are slower, and those that find it full wait for them."""
+    return max((e.kv_usage or 0.0 for e in signals.engines.values() if e.up), default=0.0) / KV_MOST
 
 
 def _less(seconds: float | None, held_s: float) -> float | None:
@@ -83,8 +90,8 @@ def trim(before: Trimmed, signals: Signals, least: float) -> tuple[Trimmed, str]
     """
     found = used(signals.workflows)
     if found is not None:
-        after = before.step(signals.now, found[0], max(least, least_for_prompts(signals)))
-        return after, f"{found[1]} take up {found[0]:.0%} of the objective"
+        least = max(least, least_for_prompts(signals), least_for_caches(signals))
+        return before.step(signals.now, found[0], least), f"{found[1]} take up {found[0]:.0%} of the objective"
     if before.part < 1 and any(_asks(one.objective) for one in signals.workflows.values()):
         return before, "nothing has come in the last minute"
     return None

@@ -1,6 +1,7 @@
 """Parrot's ServeCore: each request a semantic call in its run's session, an egress to the engine that computes."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -17,6 +18,8 @@ from proxy.parrot.watch import Watch
 from proxy.route import Lane
 from proxy.supervise import forever
 from proxy.upstream import Upstream
+
+log = logging.getLogger("joulegate.parrot")
 
 _LAST_CALLS_S = 3.0  # in which Parrot may bring what it was given, before the door closes on it
 
@@ -53,6 +56,8 @@ class Parrot(OpenAI):
         """Open the egress. Raises ConfigError where its address cannot be had."""
         if self._egress is not None:
             await egress.enter(self._egress.host, self._egress.port, self._guest)
+            where = f"http://{self._egress.host}:{self._egress.port}/v1"
+            log.info("engine %s: its calls end at engine %s; Parrot's base_url is %s", self.name, self.works_for, where)
 
     def take_over(self, upstream: Upstream, lanes: Sequence[Lane], start: Callable[[Progress], None]) -> ParrotUpstream:
         self._lanes, self._begin = lanes, start

@@ -14,6 +14,8 @@ PATHS = (CHAT, COMPLETIONS)
 _COOLEST = 0.01  # Parrot's sampler divides by the temperature, and its engine ends of a zero
 MOST_TOKENS = 512  # of an answer whose length nobody bounds, on the `builtin` engine: Parrot's own default
 
+_ENDLESS = 10**9  # as long as anybody can mean, and no longer than JSON can say
+
 _BUILTIN = frozenset(
     (
         *("model", "messages", "prompt", "stream", "stream_options", "temperature", "top_p"),
@@ -99,7 +101,7 @@ def sampling(body: Mapping[str, Any], stop: Sequence[str] = ()) -> dict[str, Any
     Raises Unspeakable for what is no number where Parrot needs one: its engine would end of it.
     """
     key = "max_completion_tokens" if body.get("max_completion_tokens") else "max_tokens"
-    said: dict[str, Any] = {"max_gen_length": max(1, int(_number(key, body.get(key) or MOST_TOKENS)))}
+    said: dict[str, Any] = {"max_gen_length": min(max(1, int(_number(key, body.get(key) or MOST_TOKENS))), _ENDLESS)}
     for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty"):
         if body.get(name) is not None:
             said[name] = float(_number(name, body[name]))

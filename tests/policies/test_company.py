@@ -69,7 +69,7 @@ def test_what_is_held_does_not_change_with_every_second(signals: Make, search: S
 
 
 def test_chains_are_let_go_bit_by_bit(signals: Make, search: Search) -> None:
-    """What nobody asked for is given up at once."""
+    """And taken up again so; what nobody asked for is given up at once."""
     slow = search(2.0, objective=Objective(3.0, itl_p95_s=0.02), itl_p95_s=0.021)
     state: Any = HELD
     held: list[float] = []
@@ -78,7 +78,7 @@ def test_chains_are_let_go_bit_by_bit(signals: Make, search: Search) -> None:
         held.append(decision.release["search"].hold_s if decision.release else 0.0)
     assert held[0] == pytest.approx(2.7) and held[1] == pytest.approx(2.43) and held[-1] == 0
     decision, state = Company().decide(signals(search=replace(slow, itl_p95_s=0.01)), state)
-    assert decision.release["search"].hold_s == 3.0
+    assert decision.release["search"].hold_s == pytest.approx(1.0, abs=0.01), "a second for each that was watched"
     assert not Company().decide(signals(search=search(2.0, 0.0)), HELD)[0].release
 
 
@@ -114,7 +114,7 @@ def test_prompts_that_are_computed_together_delay_each_other(signals: Make, sear
     most = 1 + 36 * hold_s
     most += most**0.5
     slower_s = 0.5 * 0.0046 * (0.025 + 0.00007 * 1075) / 2.0  # that a companion with so much context makes a step
-    assert 0.0046 + most * (slower_s + 0.025 / 150) == pytest.approx(0.9 * 0.016, rel=1e-4)
+    assert 0.0046 + most * (slower_s + 0.025 / 150) == pytest.approx(0.85 * 0.016, rel=1e-4)
 
 
 def test_a_chains_calls_come_back_together_and_were_all_held_for_longest() -> None:
@@ -153,7 +153,12 @@ def test_one_long_request_says_little_of_what_others_take_of_the_cache() -> None
 
 def test_chains_are_held_for_no_more_than_ten_times_of_what_a_call_takes(signals: Make, search: Search) -> None:
     chain = signals(search=search(2.0, 30.0, served_s=0.5, depth=20.0))
-    assert decide(chain).release["search"].hold_s == 5.0
+    held: list[float] = []
+    state: Any = None
+    for _ in range(10):
+        decision, state = Company().decide(chain, state)
+        held.append(decision.release["search"].hold_s)
+    assert held == [0.5, 1.5, 2.5, 3.5, 4.5, 5.0, 5.0, 5.0, 5.0, 5.0], "at first for no longer than one is served"
 
 
 def test_while_nothing_comes_it_stays_as_it_was(signals: Make, search: Search) -> None:

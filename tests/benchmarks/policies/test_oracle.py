@@ -37,15 +37,15 @@ def test_what_is_later_is_the_worst_kind() -> None:
     assert later([DEFAULT, DEFAULT], [worse, DEFAULT]) == pytest.approx(0.01)
 
 
-def oracle(best: Setting, late: Setting | None = None) -> Oracle:
-    """Joules fall towards one best setting; one setting misses objectives."""
+def oracle(best: Setting, late: Setting | None = None, least_j: float = 700.0) -> Oracle:
+    """Joules fall towards one best setting; one setting misses objectives. The default has 1000 J."""
 
     def measure(setting: Setting, seed: int) -> Trial:
         join, to = min(setting.join, 2.0), min(best.join, 2.0)
         off = abs(setting.hold - best.hold) + abs(join - to) + abs(setting.limit - best.limit) / 100
         off += abs(setting.clock - best.clock)
         missed = {"ttft": 0.5, "run": 0.1} if setting == late else DEFAULT.late
-        return replace(DEFAULT, joules=700.0 + 100 * off + seed, late=missed)
+        return replace(DEFAULT, joules=least_j + 100 * off + seed, late=missed)
 
     return Oracle(measure, [replace(DEFAULT, joules=1000.0 + seed) for seed in range(3)])
 
@@ -64,7 +64,21 @@ def test_what_misses_objectives_is_no_answer() -> None:
 
 
 def test_the_default_may_be_the_answer() -> None:
-    assert oracle(Setting()).of_gate() == Setting()
+    assert oracle(Setting(1.0, 0.35), least_j=1001.0).of_gate() == Setting()
+
+
+def test_after_the_first_seed_the_better_half_goes_on() -> None:
+    asked: list[tuple[Setting, int]] = []
+    inner = oracle(Setting(1.0, 0.35)).measure
+
+    def measure(setting: Setting, seed: int) -> Trial:
+        asked.append((setting, seed))
+        return inner(setting, seed)
+
+    settings = [Setting(hold, join) for hold in (0.2, 0.4, 0.6, 0.8, 1.0) for join in (0.0, 0.35)]
+    best = Oracle(measure, [replace(DEFAULT, joules=1000.0 + seed) for seed in range(3)]).best(settings, 2, 1)
+    again = [setting for setting, seed in asked if seed == 1]
+    assert best == [Setting(1.0, 0.35)] and len(again) == 5 and min(setting.hold for setting in again) >= 0.6
 
 
 def test_nine_tenths_count_where_there_is_something_to_reach() -> None:

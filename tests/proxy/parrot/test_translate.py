@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.parrot import translate
+from proxy.parrot import translate, wire
 from proxy.parrot.translate import CHAT, COMPLETIONS, Unspeakable
+from proxy.parrot.wire import Session, Text
 
 HELLO = [{"role": "user", "content": "hello"}]
 FUNCTION = {"type": "function", "function": {"name": "f"}}
@@ -138,6 +142,39 @@ def test_sampling_is_said_in_parrots_words_and_no_others() -> None:
 def test_what_would_end_parrots_engine_is_refused(body: dict[str, Any]) -> None:
     with pytest.raises(Unspeakable, match="must be a number"):
         translate.sampling(body)
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = st.sampled_from(
+    ["n", "tools", "messages", "prompt", "stop", "max_tokens", "temperature", "top_p", "stop_token_ids", "logprobs"]
+)
+MESSAGES = st.lists(st.dictionaries(st.sampled_from(["role", "content", "tool_calls"]), JSON, max_size=3), max_size=2)
+
+
+@given(
+    body=st.dictionaries(KEYS, JSON, max_size=4), messages=MESSAGES | JSON, path=st.sampled_from([CHAT, COMPLETIONS])
+)
+@pytest.mark.parametrize("builtin", [False, True])
+def test_whatever_is_sent_passes_as_text_or_is_refused(body: Any, messages: Any, path: str, builtin: bool) -> None:
+    body = {"messages": messages, **body}
+    try:
+        translate.check(path, body, builtin)
+        said = translate.texts(path, body, builtin)
+        how = translate.builtin_sampling(body) if builtin else translate.sampling(body, ["id"])
+    except Unspeakable as no:
+        assert str(no)
+        return
+    orjson.dumps(wire.call(Session(0, "1"), [Text(one) for one in said], how))
+    assert said and all(isinstance(one, str) for one in said) and how["max_gen_length"] >= 1
+    assert isinstance(translate.stop_of(body).cut("some text"), str)
 
 
 def test_the_builtin_engine_never_divides_by_a_temperature_of_zero() -> None:
