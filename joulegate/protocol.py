@@ -96,7 +96,9 @@ class Connection(asyncio.Protocol):
         self.resume_writing()
         for tell in [*self._told_when_gone]:
             tell()
-        self._extensions.clear()  # through it we hold ourselves
+        # Through these we hold ourselves, and the collector comes seldom.
+        self._exchange = self._answering = None
+        self._extensions.clear()
         del self._parser
 
     def data_received(self, data: bytes) -> None:

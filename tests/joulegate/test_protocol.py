@@ -1,7 +1,9 @@
 """Connections of clients as our server keeps and ends them, on real sockets and the loop that serves."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -117,6 +119,23 @@ def test_who_sent_two_requests_at_once_and_leaves_is_gone_for_both(caplog: pytes
 
     on_our_loop(test)
     assert not caplog.records
+
+
+def test_a_connection_that_is_lost_leaves_nothing_to_the_collector() -> None:
+    async def test() -> None:
+        async with serving(Server()) as server:
+            server.go.set()
+            client = await server.connect(GET)
+            await server.until(lambda: server.state.total_requests == 1)
+            (connection,) = map(weakref.ref, server.connections)
+            client.close()
+            gc.disable()
+            try:
+                await server.until(lambda: connection() is None)
+            finally:
+                gc.enable()
+
+    on_our_loop(test)
 
 
 def test_what_a_client_is_slow_to_read_is_not_cut_off_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
