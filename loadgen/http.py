@@ -162,7 +162,8 @@ class Drive:
         plan = self.schedule.plan(start)
         workflow = self.target.run_name or plan.workflow
         name = f"{workflow}-{self.label}-{start.stream}-{start.number}"
-        return _Running(start, name, workflow, Execution(plan, start.at_s))
+        execution = Execution(plan, start.at_s, at_once=self.target.mode == "nodes")
+        return _Running(start, name, workflow, execution)
 
     def _carry_out(self, running: _Running) -> RunRecord:
         execution, calls = running.execution, Group()

@@ -25,7 +25,7 @@ from locust.runners import MasterRunner, Runner, WorkerRunner
 from loadgen import catalog
 from loadgen.answer import AnswerError
 from loadgen.arrivals import Arrivals, Closed, parse
-from loadgen.client import Target
+from loadgen.client import MODES, Target
 from loadgen.http import PAUSE_AFTER_FAILURE_S, Drive, Listeners
 from loadgen.merge import merge
 from loadgen.record import RequestRecord, Result, RunRecord, as_bytes, of_bytes, write
@@ -72,6 +72,8 @@ def add_options(parser: Any) -> None:
     add("--model", "", "model to ask for; by default the first that /v1/models lists")
     exact = "prompts as token ids of exact lengths, answers as long as they may be"
     add("--exact-lengths", False, exact, action="store_true")
+    mode = "calls: one after the other; nodes: a run's calls at once, the gateway fills answers in; pasted: its like"
+    add("--mode", "calls", mode, choices=list(MODES))
     add("--cache-salt", "", "vLLM's cache_salt of every request: what another salt brought is not found in its cache")
     add("--run-name", "", "workflow name to tag runs with, instead of the workload's own")
     add("--api-key", "", f"key of the gateway; also read from ${KEY_VARIABLE}", is_secret=True)
@@ -223,6 +225,7 @@ def target_of(environment: Environment) -> Target:
         key=options.api_key or environ.get(KEY_VARIABLE),
         stream=not options.no_stream,
         exact=options.exact_lengths,
+        mode=options.mode,
         run_name=options.run_name,
         cache_salt=options.cache_salt or None,
     )

@@ -6,7 +6,8 @@ of `{"kind": "load" | "request" | "run" | "sample", ...}`, the load first, with 
 - Times are seconds from the beginning of the load (`LoadRecord.began_unix_s`; virtual time has none).
 - A request is *intended* when all that it waits for is there: the arrival of its run, or the last answer that it
   needs, and its own pause after that. Latency and time to first token count from there, so that a request which the
-  generator sends late is not thereby fast; `start_delay_s` is how late it was sent.
+  generator sends late is not thereby fast; `start_delay_s` is how late it was sent. Where all calls of a run are sent
+  at once, all that quote answers are intended at its beginning: their latencies hold the time that a gateway held them.
 - Tokens are the engine's own count (its `usage`); null where it does not say.
 - Joules are null where nobody knows them, which is never 0. Those of a request are a share of what a counter measured
   (`attributed`), of an `estimated` or `emulated` device. Samples are the devices' own cumulative counters and

@@ -30,9 +30,13 @@ class Call:
             raise ValueError(f"{self.node!r} needs a prompt and max_tokens of at least 1, got {self.max_tokens}")
         if not 0 <= self.pause_s < float("inf"):
             raise ValueError(f"pause_s of {self.node!r} must be 0 s or more, got {self.pause_s}")
-        quoted = {piece.answer_of for piece in self.prompt if piece.answer_of is not None}
-        if strange := quoted.difference(self.parents):
+        if strange := self.quoted.difference(self.parents):
             raise ValueError(f"{self.node!r} quotes {min(strange)!r}, which is not one of its parents")
+
+    @property
+    def quoted(self) -> frozenset[str]:
+        """The calls whose answers its prompt holds."""
+        return frozenset(piece.answer_of for piece in self.prompt if piece.answer_of is not None)
 
     def messages(self, outputs: Outputs) -> list[Message]:
         """The prompt as a chat, with lengths that are about right for any tokenizer."""
@@ -104,11 +108,13 @@ class Execution:
     """A run under way since `at_s`: which calls may go, and the answers so far. Each call is handed out once.
 
     A call is due when the last answer that it waits for came, and its pause after that; `take_ready` hands it out as
-    soon as the answers are there.
+    soon as the answers are there. `at_once`: a gateway fills the answers in that a prompt quotes, so nobody waits for
+    them here, unless there is a pause after them, which is somebody's time.
     """
 
-    def __init__(self, run: Run, at_s: float = 0.0) -> None:
+    def __init__(self, run: Run, at_s: float = 0.0, at_once: bool = False) -> None:
         self.run = run
+        self._at_once = at_once
         self.outputs: dict[str, str] = {}
         self._at_s = at_s
         self._answered_s: dict[str, float] = {}
@@ -120,7 +126,7 @@ class Execution:
 
     def take_ready(self) -> list[Dispatch]:
         """The calls that have everything they wait for and were not handed out before, in the order of the plan."""
-        ready = [call for call in self._waiting if all(node in self.outputs for node in (*call.parents, *call.after))]
+        ready = [call for call in self._waiting if all(node in self.outputs for node in self._waits_for(call))]
         self._waiting = [call for call in self._waiting if call not in ready]
         last = len(ready) - 1 if not self._waiting else None
         return [Dispatch(call, index == last, self._due_s(call)) for index, call in enumerate(ready)]
@@ -130,8 +136,13 @@ class Execution:
         self._answered_s[node] = at_s
 
     def _due_s(self, call: Call) -> float:
-        waited = [self._answered_s[node] for node in (*call.parents, *call.after)]
+        waited = [self._answered_s[node] for node in self._waits_for(call)]
         return max(waited, default=self._at_s) + call.pause_s
+
+    def _waits_for(self, call: Call) -> tuple[str, ...]:
+        if not self._at_once or call.pause_s:
+            return (*call.parents, *call.after)
+        return (*(node for node in call.parents if node not in call.quoted), *call.after)
 
 
 def tags(run_id: str, workflow: str, dispatch: Dispatch) -> dict[str, str]:

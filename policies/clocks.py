@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.interface import Decision, Signals
-from policies.room import Trimmed, least_for_prompts, used
+from policies.room import Trimmed, trim
 
 
 class Clocks(BaseModel):
@@ -23,13 +23,12 @@ class Clocks(BaseModel):
 
     def decide(self, signals: Signals, state: Any) -> tuple[Decision, Any]:
         """`state` is the part of the highest clock, and since when."""
-        found, trimmed = used(signals.workflows), Trimmed.of(state)
         if not clocks_at(signals, 1.0):
             return Decision(reason="no clock is set: no GPU says which it supports"), None
+        found = trim(Trimmed.of(state), signals, self.least)
         if found is None:
             return Decision(reason="no clock is set: no workflow with an objective has been seen at work"), None
-        trimmed = trimmed.step(signals.now, found[0], max(self.least, least_for_prompts(signals)))
-        reason = f"{found[1]} take up {found[0]:.0%} of the objective"
+        trimmed, reason = found
         if trimmed.part == 1:
             return Decision(reason=f"clocks are free: {reason}"), trimmed.state()
         clocks = clocks_at(signals, trimmed.part)

@@ -2,12 +2,12 @@
 
 What it saves, for how long to hold and who may join is computed (`policies.gathering`). Chains of calls that are held
 send less, and more than usual when they are let go: so they are taken up and let go bit by bit, their objectives are
-kept at the peak of their rate, and the engine is narrowed while tokens come late.
+kept at the peak of their rate, and the engine is narrowed while tokens come late. While nothing comes, what was found
+out holds.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import inf
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,11 +16,14 @@ from policies.gathering import CHAIN, KV_FULL, depth_of, gather, most_hold_s, st
 from policies.interface import Decision, EngineSignals, Prices, Release, Signals, WorkflowSignals
 from policies.narrow import counted, narrow
 
-ITL_LATE = 0.7  # of the objective: what follows from letting go comes on top
+ITL_LATE = 0.85  # of the objective: what follows from letting go comes on top
 LEAST_HOLD_S = 0.05
 EASE = 0.1  # of what holds, a decision
+WATCHED_S = 1.0  # a decision
 FADE = 0.99  # of the peak, a decision
+RECENT = 0.1  # of what is new, a decision
 
+Occupied = Mapping[str, Sequence[float]]  # by engine, see `occupied`
 Held = Mapping[str, tuple[float | None, float, float]]  # by workflow, see `hold`
 
 
@@ -33,26 +36,42 @@ class Company(BaseModel):
 
     def decide(self, signals: Signals, state: Any) -> tuple[Decision, Any]:
         """`state` is what is held and how engines are limited, which they are only where something was held."""
-        state = state or {"held": {}, "limits": {}}
-        decision, held = hold(signals, self.worth, state["held"])
+        state = state or {"held": {}, "limits": {}, "kv": {}}
+        kv = occupied(signals, state["kv"])
+        decision, held = hold(signals, self.worth, state["held"], kv)
         limits = narrow(signals, state["limits"]) if any(hold_s is not None for hold_s, *_ in held.values()) else {}
         kept = {name: list(limit) for name, limit in limits.items()}
-        return replace(decision, engine_in_flight=counted(limits)), {"held": held, "limits": kept}
+        return replace(decision, engine_in_flight=counted(limits)), {"held": held, "limits": kept, "kv": kv}
 
 
-def hold(signals: Signals, worth: float, before: Held) -> tuple[Decision, dict[str, Any]]:
+def occupied(signals: Signals, before: Occupied) -> dict[str, list[float]]:
+    """By engine the part of its cache in use and the requests that run, of about the last ten seconds: at a moment
+    there may be one long request, and it says little of the others."""
+    now = {n: (e.kv_usage, e.running) for n, e in signals.engines.items() if e.kv_usage is not None and e.running}
+    return {
+        **{name: list(pair) for name, pair in before.items() if name in signals.engines},
+        **{
+            name: [was + RECENT * (new - was) for was, new in zip(before.get(name, pair), pair, strict=True)]
+            for name, pair in now.items()
+        },
+    }
+
+
+def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[Decision, dict[str, Any]]:
     """The release rules, and by workflow for how long requests are held (None: nothing ever was), for which part of its
-    own time one may join, and the peak of its rate; `before` is that of the last decision."""
+    own time one may join, and the peak of its rate; `before` is that of the last decision, `kv` is `occupied`."""
     known = {name: one for name, one in signals.workflows.items() if one.requests_per_s and one.served_s}
     peaks = {n: max(one.requests_per_s, FADE * before.get(n, (0, 0, 0.0))[2]) for n, one in known.items()}
-    wanted, join, reason = _wanted(signals, known, peaks, worth, any(hold_s for hold_s, *_ in before.values()))
+    kv_each = max((usage / running for usage, running in kv.values()), default=0.0)
+    holding = any(hold_s for hold_s, *_ in before.values())
+    wanted, join, reason = _wanted(signals, known, peaks, kv_each, worth / 2 if holding else worth)
     after: dict[str, Any] = {}
     for name, one in signals.workflows.items():
         was_s, was_join, was_peak = before.get(name, (None, 0.0, 0.0))
-        first_s = (one.served_s or 0.0) if depth_of(one) > CHAIN else inf
-        hold_s = eased(wanted.get(name, 0.0), was_s, first_s)
-        hold_s = min(hold_s, one.objective.patience_s) if hold_s or was_s else was_s
-        after[name] = [hold_s, join or was_join, peaks.get(name, FADE * was_peak)]
+        if was_s and name not in known:
+            after[name] = [min(was_s, one.objective.patience_s), was_join, was_peak]
+            continue
+        after[name] = [_eased(one, wanted.get(name), was_s), join or was_join, peaks.get(name, FADE * was_peak)]
     release = {
         name: Release(hold_s, group=_group(signals.workflows[name]), join_part=part)
         for name, (hold_s, part, _) in after.items()
@@ -63,7 +82,9 @@ def hold(signals: Signals, worth: float, before: Held) -> tuple[Decision, dict[s
         f" engine busy for no more than {rule.join_part:.0%} of the time that it takes itself"
         for name, rule in release.items()
     }
-    if release and not wanted:
+    if release and not known:
+        reason = "held as before: nothing has come in the last minute"
+    elif release and not wanted:
         reason = f"let go bit by bit: {reason}"
     in_flight: dict[str, int] = {}
     if any(name not in release for name in known):  # whose steps others would make longer
@@ -74,7 +95,7 @@ def hold(signals: Signals, worth: float, before: Held) -> tuple[Decision, dict[s
 
 
 def _wanted(
-    signals: Signals, known: Mapping[str, WorkflowSignals], peaks: Mapping[str, float], worth: float, holding: bool
+    signals: Signals, known: Mapping[str, WorkflowSignals], peaks: Mapping[str, float], kv_each: float, worth: float
 ) -> tuple[dict[str, float], float, str]:
     """For how long to hold whom, what may join, and why. Empty where nothing is to be held."""
     engines = [engine for engine in signals.engines.values() if engine.up]
@@ -83,27 +104,26 @@ def _wanted(
         return {}, 0.0, f"nothing is held: {why}"
     assert prices is not None
     streams = [stream_of(name, one, len(engines), prices) for name, one in known.items()]
-    shares = [engine.kv_usage / engine.running for engine in engines if engine.kv_usage and engine.running]
-    kv_each = max(shares, default=0.0)
-    at_peak = [replace(stream, rate=peaks[stream.name] / len(engines)) for stream in streams]
-    most_s = {name: most_hold_s(one, at_peak, prices, kv_each) for name, one in known.items()}
+    crowd = [(stream, peaks[stream.name] / len(engines)) for stream in streams]
+    most_s = {name: most_hold_s(one, crowd, prices, kv_each) for name, one in known.items()}
     streams = [replace(stream, hold_s=most_s[stream.name]) for stream in streams]
     patient = [stream for stream in streams if stream.hold_s >= LEAST_HOLD_S]
     if not patient:
         return {}, 0.0, "nothing is held: no objective leaves time for it"
     found = gather(patient, [stream for stream in streams if stream not in patient], prices)
-    if found.part < (worth / 2 if holding else worth):
+    if found.part < worth:
         return {}, 0.0, f"nothing is held: it would save {found.part:.1%} of the engines' energy"
     reason = f"held for company: {found.together:.1f} requests together save about {found.part:.0%}"
     return {stream.name: stream.hold_s for stream in patient}, found.join, reason
 
 
-def eased(wanted_s: float, before_s: float | None, first_s: float) -> float:
-    """From what held before towards what is wanted, a tenth at a time; where nothing was held yet (None), as far as
-    `first_s` at once."""
-    if before_s is None:
-        return min(wanted_s, first_s)
-    return min(max(wanted_s, (1 - EASE) * before_s), (1 + EASE) * before_s + EASE)
+def _eased(one: WorkflowSignals, wanted_s: float | None, was_s: float | None) -> float | None:
+    """From what held towards what is wanted: up by `WATCHED_S`, down by `EASE`. Nobody knows how many come in so long
+    before it has been watched for so long; a chain begins with the time that one of its calls takes."""
+    if was_s is None:
+        return wanted_s if wanted_s is None or depth_of(one) <= CHAIN else min(wanted_s, one.served_s or 0.0)
+    hold_s = max(min(wanted_s or 0.0, was_s + WATCHED_S), (1 - EASE) * was_s)
+    return min(hold_s, one.objective.patience_s)
 
 
 def _why_not(engines: list[EngineSignals], prices: Prices | None, known: Mapping[str, WorkflowSignals]) -> str:

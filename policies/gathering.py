@@ -17,12 +17,14 @@ x < S/n, its fair share of a batch of its own. `EAGER` of S is put on top: in si
 cost less than a fiftieth of the saving, if anything, and took up to a tenth off the latency. Where runs are chains of
 calls, a batch comes back as a batch: the calls that wait for it arrive together, the engine rests for W in every S + W
 seconds, and f1 is taken to be halfway to that; what is let in late comes back late, so that the part of S stays within
-`CHAIN_JOIN`.
+`CHAIN_JOIN`. Where there is little company, one that comes while another has more than W to go cannot wait for its end
+and go with what follows: waiting would only lose what they share, so that at least 1 - W/S of S is let in.
 
-The prompts of a batch are computed one after the other: that delays the first token of the last by their time c each,
-and interrupts the answers of the first, and each makes every step longer. W is at most what leaves the objectives, and
-the cache, room for that: for n requests, of chains n + Λ·S since they come back together, and twice the root of it
-more, as chance may have it.
+The prompts of a batch are computed one after the other, each in a time c: that delays the first token of the last,
+who was held for least, by n·c; interrupts the answers of the first; and each makes every step longer. W is at most what
+leaves the objectives, and the cache, room for that: at the peak of the rate, for n requests, of chains n + Λ·S since
+they come back together, and the root of it more, as chance may have it. Those that come back together are held for all
+of W, and the last of them waits for the prompts of Λ·S besides.
 
 Whoever runs beside a batch gets its tokens later, by some percent for each companion. Where a workflow that is not held
 is at work too, those that are held stay within what would often be in flight of them anyway: a + 2·√a, with a = λ·S.
@@ -38,8 +40,8 @@ EAGER = 0.15
 CHAIN = 1.5  # calls in a row
 CHAIN_HOLD = 10.0  # times S: by then chains rest for nine tenths of the time, and would pile up for nothing more
 MOST_JOIN = 0.8  # of the time that a request is expected to take
-CHAIN_JOIN = 0.5, 0.32  # in chains, of an engine that is never busy, and of one that always is
-TTFT_ROOM, ITL_ROOM = 0.95, 0.9  # of an objective may be used up: the means that are known are exceeded now and then
+CHAIN_JOIN = 0.5, 0.34  # in chains, of an engine that is never busy, and of one that always is
+TTFT_ROOM, ITL_ROOM = 0.95, 0.85  # of an objective may be used up: the means that are known are exceeded now and then
 SLOWER = 0.5  # of what a companion adds to a step's joules, it adds to its seconds; measured: 0.4 to 0.8
 KV_FULL = 0.8
 MOST_SHARED = 0.99
@@ -95,26 +97,29 @@ def depth_of(one: WorkflowSignals) -> float:
     return one.depth or 2.0
 
 
-def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices, kv_each: float = 0.0) -> float:
+def most_hold_s(
+    one: WorkflowSignals, streams: Iterable[tuple[Stream, float]], prices: Prices, kv_each: float = 0.0
+) -> float:
     """Patience, as far as there is room when all streams that have patience come in batches: in the engine's cache, of
-    which each takes `kv_each`, and in the objectives for tokens.
+    which each takes `kv_each`, and in the objectives for tokens. Streams come with the peak of their rate.
 
     (The objective for a run is kept ticket by ticket: the gate holds none for longer than its run can spare.)
     """
     asked = one.objective
-    batched = [stream for stream in streams if stream.hold_s > 0]
-    rate = sum(stream.rate for stream in batched)
-    prompt_s = sum(stream.rate * stream.prompt_s for stream in batched) / rate if rate else 0.0
-    slower_s = sum(stream.rate * stream.slower_s for stream in batched) / rate if rate else 0.0
-    returning = sum(stream.rate * stream.served_s for stream in batched if stream.depth > CHAIN)
+    batched = [(stream, peak) for stream, peak in streams if stream.hold_s > 0]
+    rate = sum(peak for _, peak in batched)
+    prompt_s = sum(peak * stream.prompt_s for stream, peak in batched) / rate if rate else 0.0
+    slower_s = sum(peak * stream.slower_s for stream, peak in batched) / rate if rate else 0.0
+    returning = sum(stream.rate * stream.served_s for stream, _ in batched if stream.depth > CHAIN)
     engine_s = max(0.0, (one.ttft_p95_s or 0.0) - (one.wait_p95_s or 0.0))  # what it takes for a first token now
 
     def fits(hold_s: float) -> bool:
-        together = 1 + rate * hold_s + returning
-        most = together + 2 * sqrt(together)
+        most, first = _most(1 + rate * hold_s + returning), _most(returning)
         if most * kv_each > KV_FULL:
             return False
-        if asked.ttft_p95_s is not None and hold_s + max(most * prompt_s, engine_s) > TTFT_ROOM * asked.ttft_p95_s:
+        # Prompts are computed in the order of arrival: who came last waits for all of them, but was held for least.
+        ttft_s = max(hold_s + max(first * prompt_s, engine_s), most * prompt_s)
+        if asked.ttft_p95_s is not None and ttft_s > TTFT_ROOM * asked.ttft_p95_s:
             return False
         if asked.itl_p95_s is None or not one.output_tokens:
             return True
@@ -123,6 +128,11 @@ def most_hold_s(one: WorkflowSignals, streams: Iterable[Stream], prices: Prices,
 
     most_s = CHAIN_HOLD * (one.served_s or 0.0) if depth_of(one) > CHAIN else inf
     return _largest(fits, min(asked.patience_s, most_s))
+
+
+def _most(mean: float) -> float:
+    """As many as there may be, of arrivals by chance: a deviation more than the mean."""
+    return mean + sqrt(mean)
 
 
 def _largest(fits: Callable[[float], bool], most: float) -> float:
@@ -151,7 +161,8 @@ def gather(patient: Iterable[Stream], others: Iterable[Stream], prices: Prices) 
     left = exp(-sum(stream.rate * stream.served_s for stream in others))
     busy = left * (1 - exp(-rate * served_s))
     if depth > CHAIN:
-        join = CHAIN_JOIN[0] + (CHAIN_JOIN[1] - CHAIN_JOIN[0]) * busy
+        alone = max(CHAIN_JOIN[0], min(MOST_JOIN, 1 - patient[0].hold_s / served_s))
+        join = alone + (CHAIN_JOIN[1] - alone) * busy
     held = _held(rate, served_s, every_s, join * served_s)
     if depth > CHAIN:
         held = min(held, (held + served_s / (served_s + patient[0].hold_s)) / 2)

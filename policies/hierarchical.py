@@ -1,7 +1,8 @@
 """Company and concurrency first, then clocks, or a power cap where clocks cannot be set.
 
 In this order because it is the order of what they save (the main paper says so of batch size and cap, this project's
-H200 of company), and because each leaves the next one less room: while the gate changes its mind, nothing is trimmed.
+H200 of company), and because each leaves the next one less room: what the gate does is seen in the objectives' use, and
+the trim takes what is left of that.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from policies.clocks import clocks_at
-from policies.company import hold
+from policies.company import hold, occupied
 from policies.interface import Decision, Signals
 from policies.narrow import counted, narrow
 from policies.powercap import watts_at
-from policies.room import Trimmed, least_for_prompts, used
+from policies.room import Trimmed, trim
 
 
 class Hierarchical(BaseModel):
@@ -28,31 +29,26 @@ class Hierarchical(BaseModel):
     trim: Literal["auto", "clocks", "power", "none"] = "auto"
 
     def decide(self, signals: Signals, state: Any) -> tuple[Decision, Any]:
-        """`state` has what the gate and the trim were, and when the gate changed last."""
-        state = state or {"held": {}, "release": [], "limits": {}, "trim": None, "since": signals.now}
-        part = Trimmed.of(state["trim"]).part
-        gate, held = hold(_slowed(signals, part), self.worth, state["held"])
+        """`state` has what the gate and the trim were."""
+        state = state or {"held": {}, "limits": {}, "trim": None, "kv": {}}
+        trimmed, kv = Trimmed.of(state["trim"]), occupied(signals, state["kv"])
+        gate, held = hold(_slowed(signals, trimmed.part), self.worth, state["held"], kv)
         limits = narrow(signals, state["limits"])
-        changed = sorted(gate.release) != state["release"] or limits.keys() != state["limits"].keys()
         kept = {
             "held": held,
-            "release": sorted(gate.release),
+            "kv": kv,
             "limits": {name: list(limit) for name, limit in limits.items()},
             "trim": None,
-            "since": signals.now if changed else state["since"],
         }
         decision = replace(gate, engine_in_flight=counted(limits))
-        set_at, found = self._knob(signals), used(signals.workflows)
+        set_at, found = self._knob(signals), trim(trimmed, signals, self.least)
         if set_at is None or found is None:
             return replace(decision, reason=f"{gate.reason}; nothing is trimmed"), kept
-        trimmed = Trimmed.of(state["trim"])
-        settled = Trimmed(trimmed.part, max(trimmed.since, kept["since"]))
-        trimmed = settled.step(signals.now, found[0], max(self.least, least_for_prompts(signals)))
+        trimmed, why = found
         kept["trim"] = trimmed.state()
-        reason = f"{gate.reason}; trimmed to {trimmed.part:.0%}: {found[1]} take up {found[0]:.0%} of the objective"
         if trimmed.part < 1:
             decision = replace(decision, **set_at(signals, trimmed.part))
-        return replace(decision, reason=reason), kept
+        return replace(decision, reason=f"{gate.reason}; trimmed to {trimmed.part:.0%}: {why}"), kept
 
     def _knob(self, signals: Signals) -> Callable[[Signals, float], dict[str, dict[str, float]]] | None:
         if self.trim in ("auto", "clocks") and clocks_at(signals, 1.0):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from policies.interface import Decision, Signals
 from policies.narrow import counted, narrow
-from policies.room import Trimmed, least_for_prompts, used
+from policies.room import Trimmed, trim
 
 
 class PowerCap(BaseModel):
@@ -26,14 +26,14 @@ class PowerCap(BaseModel):
         state = state or {"trim": None, "limits": {}}
         limits = narrow(signals, state["limits"])
         counts, kept = counted(limits), {name: list(limit) for name, limit in limits.items()}
-        found, trimmed = used(signals.workflows), Trimmed.of(state["trim"])
+        found = trim(Trimmed.of(state["trim"]), signals, self.least)
         if found is None or not watts_at(signals, 1.0):
             why = "no GPU says what it allows" if found else "no workflow with an objective has been seen at work"
             reason = f"no power limit is set: {why}"
             return Decision(engine_in_flight=counts, reason=reason), {"trim": None, "limits": kept}
-        trimmed = trimmed.step(signals.now, found[0], max(self.least, least_for_prompts(signals)))
+        trimmed, why = found
         watts = watts_at(signals, trimmed.part) if trimmed.part < 1 else {}
-        reason = f"power limit at {trimmed.part:.0%}: {found[1]} take up {found[0]:.0%} of the objective"
+        reason = f"power limit at {trimmed.part:.0%}: {why}"
         decision = Decision(engine_in_flight=counts, power_limit_w=watts, reason=reason)
         return decision, {"trim": trimmed.state(), "limits": kept}
 

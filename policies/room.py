@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import Any
 
-from policies.interface import Signals, WorkflowSignals
+from policies.interface import Objective, Signals, WorkflowSignals
 
 USED_MOST, USED_LITTLE = 0.95, 0.8  # of an objective: give back, or take more
 SETTLE_S = 30.0  # until percentiles of the last minute begin to show what a step did
 BACK_S = 10.0  # between two steps back
-DOWN, UP = 0.2, 0.1  # of the highest setting
+UP = 0.1  # of the highest setting
 PROMPTS_MOST = 0.5
+KV_MOST = 0.7
 
 
 def used(workflows: Mapping[str, WorkflowSignals]) -> tuple[float, str] | None:
@@ -45,6 +46,12 @@ def least_for_prompts(signals: Signals) -> float:
     return tokens * prices[0].prompt_s / len(prices) / PROMPTS_MOST
 
 
+def least_for_caches(signals: Signals) -> float:
+    """The part of a setting at which the fullest cache holds what is there and a quarter more: requests stay in it for
+    as much longer as they are slower, and those that find it full wait for them."""
+    return max((e.kv_usage or 0.0 for e in signals.engines.values() if e.up), default=0.0) / KV_MOST
+
+
 def _less(seconds: float | None, held_s: float) -> float | None:
     return None if seconds is None else max(0.0, seconds - held_s)
 
@@ -64,13 +71,31 @@ class Trimmed:
         return [self.part, self.since]
 
     def step(self, now: float, used_part: float, least: float) -> "Trimmed":
-        """Down as far as there is room if times grew with the square of it (queues grow with them), `DOWN` at once; up
-        by `UP`."""
+        """Down at once as far as there is room if times grew with the square of it, for a slower engine takes at most
+        so much longer, and queues grow with it; up by `UP`."""
         least = min(1.0, least)
         if self.part < least - UP / 2:
             return Trimmed(least, now)
         if used_part > USED_MOST:
             return Trimmed(min(1.0, self.part + UP), now) if self.part < 1 and now - self.since >= BACK_S else self
         if used_part < USED_LITTLE and self.part > least and now - self.since >= SETTLE_S:
-            return Trimmed(max(least, self.part - DOWN, self.part * sqrt(used_part / USED_MOST)), now)
+            return Trimmed(max(least, self.part * sqrt(used_part / USED_MOST)), now)
         return self
+
+
+def trim(before: Trimmed, signals: Signals, least: float) -> tuple[Trimmed, str] | None:
+    """The setting from now on, and why; None where no workflow with an objective has been seen at work.
+
+    While nothing comes there is nothing to be learnt, and it stays.
+    """
+    found = used(signals.workflows)
+    if found is not None:
+        least = max(least, least_for_prompts(signals), least_for_caches(signals))
+        return before.step(signals.now, found[0], least), f"{found[1]} take up {found[0]:.0%} of the objective"
+    if before.part < 1 and any(_asks(one.objective) for one in signals.workflows.values()):
+        return before, "nothing has come in the last minute"
+    return None
+
+
+def _asks(objective: Objective) -> bool:
+    return any(each is not None for each in (objective.ttft_p95_s, objective.itl_p95_s, objective.run_p95_s))

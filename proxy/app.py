@@ -214,6 +214,10 @@ class Gateway:
                 begun.append(engine)
                 await engine.start()
                 engine.devices = engine.devices or self._default_devices(engine)
+            for engine in engines:
+                if engine.works_for:
+                    known = {other.name: other.devices for other in [*self.engines, *engines]}
+                    engine.devices = known[engine.works_for]
         except BaseException:
             for engine in begun:
                 await engine.stop()
@@ -485,7 +489,11 @@ class Gateway:
             ledger_backlog=len(self.meter.writer.waiting),
             ledger_waiting=self.meter.writer.requests,
             policy=policy_gauges(self.control, {key: gate.held(key[1]) for key, gate in gates.items()}),
-            methods={lane.name: told for lane in self.lanes if (told := self.attribution.method(lane.name, now))},
+            methods={
+                lane.name: told
+                for lane in self.lanes
+                if (told := self.attribution.method(lane.works_for or lane.name, now))
+            },
         )
 
 

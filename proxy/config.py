@@ -113,6 +113,32 @@ class Host(Strict):
         return self
 
 
+class EgressConfig(Strict):
+    """Where Parrot's own engine comes back to the gateway, and by which configured engine it is then served.
+
+    The key is what Parrot's engine must give as its `api_key`.
+    """
+
+    engine: Name
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=1, le=65535)] = 8090
+    key: str | None = None
+    key_file: Path | None = None
+
+    @model_validator(mode="after")
+    def has_a_key(self) -> Self:
+        if (self.key is None) == (self.key_file is None):
+            raise ValueError("an egress needs a key, which Parrot's engine gives as its api_key: key or key_file")
+        return self
+
+    def secret(self) -> str:
+        """The key. Raises ConfigError where it cannot be read, or can be guessed."""
+        secret = read_secret(self.key, self.key_file) or ""
+        if len(secret) < 16:
+            raise ConfigError(f"the egress's key has {len(secret)} characters; 16 or more cannot be guessed")
+        return secret
+
+
 class EngineConfig(Strict):
     """One serving endpoint. `embedded` starts a small model inside the gateway's host and needs no url.
 
@@ -129,6 +155,7 @@ class EngineConfig(Strict):
     api_key_file: Path | None = None
     tls: EngineTls | None = None
     priority: bool = False
+    egress: EgressConfig | None = None
     model_path: Path | None = None
     slots: Annotated[int, Field(ge=1, le=256)] = 4
     context: Annotated[int, Field(ge=128)] = 2048
@@ -142,6 +169,12 @@ class EngineConfig(Strict):
             raise ValueError(f"engine {self.name}: url must begin with http:// or https://, not {self.url!r}")
         if self.model_path is not None:
             raise ValueError(f"engine {self.name}: model_path is for kind embedded alone")
+        if self.egress is not None and self.kind != "parrot":
+            raise ValueError(f"engine {self.name}: egress is for kind parrot alone")
+        if self.egress is not None and self.devices:
+            raise ValueError(
+                f"engine {self.name}: its devices are those of engine {self.egress.engine}; name them there"
+            )
         if self.tls is not None and not self.url.startswith("https://"):
             raise ValueError(f"engine {self.name}: tls needs an https url, not {self.url!r}")
         return self
@@ -393,7 +426,13 @@ class Config(BaseSettings):
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two engines are called {sorted(twice)[0]}")
         hosts = self.known_hosts()
+        kinds = {engine.name: engine.kind for engine in self.engines}
         for engine in self.engines:
+            if engine.egress is not None and kinds.get(engine.egress.engine, "parrot") == "parrot":
+                others = ", ".join(name for name, kind in kinds.items() if kind != "parrot") or "none"
+                raise ValueError(
+                    f"engine {engine.name}: egress.engine {engine.egress.engine!r} is no other engine; known: {others}"
+                )
             for device in engine.devices:
                 host, slash, unit = device.partition("/")
                 if not slash or unit.partition(":")[0] not in ("gpu", "cpu", "dram", "soc"):

@@ -292,7 +292,9 @@ class _Exchange:
         self.outside = None
         call = self.call = nodes.enter(receipt.run, asked, self.ends, holds)
         if not holds:
-            self.native = NodeCall(nodes, call)
+            self.native = native = NodeCall(nodes, call)
+            for name in native.needs:  # else those that wait could take all the places of those that they wait for
+                await native.producer(name)
             return raw
         if not asked.needs:
             return asked.filled(raw, body, {}, self.limits.body_bytes)
@@ -368,7 +370,7 @@ class _Exchange:
         """The output tokens that the request's budgets pay for, at the prices of the engine that is asked first."""
         if self.draw is None:
             return None
-        serving, in_flight = self.forward.attribution.serving(lane.name), lane.gate.total + 1
+        serving, in_flight = self.forward.attribution.serving(lane.works_for or lane.name), lane.gate.total + 1
         choices = max([1, *(n for name in ("n", "best_of") if isinstance(n := body.get(name), int))])
         return self.draw.most_tokens(serving, in_flight, prompt_tokens, choices, asked, clock.now())
 
@@ -395,11 +397,13 @@ class _Exchange:
             forward.metrics.queue_wait(receipt.run.label, lane.name, dispatched - attempt.queued)
             forward.metrics.born(receipt.run.tenant, receipt.run.label, receipt.step, lane.name, forward.parts)
             # Four bytes a token is the usual rule of thumb; it stands in only until the engine has counted.
-            progress = Progress(receipt.id, attempt.n, lane.name, dispatched, len(raw) // 4, receipt.stream)
+            worker = lane.works_for or lane.name
+            progress = Progress(receipt.id, attempt.n, worker, dispatched, len(raw) // 4, receipt.stream)
             attempt.progress = progress
             if forward.recorder is not None and forward.recorder.recording:
                 progress.ticks = []
-            forward.attribution.start(progress)
+            if lane.bind is None:
+                forward.attribution.start(progress)
             attempt.code, attempt.outcome = await self._relay(lane, raw, progress, last)
             return attempt.code, attempt.outcome
         except Broken as broken:
@@ -444,6 +448,8 @@ class _Exchange:
     async def _relay(self, lane: Lane, raw: bytes, progress: Progress | None, last: bool) -> tuple[int, Outcome]:
         report = self._energy if self.report and progress is not None else None
         relay = self.relay = Relay(self.client, lane, self.limits, progress, last, self.hide_usage, report)
+        if lane.bind is not None:
+            relay.upstream = lane.bind(self.receipt, progress)
         if self.call is not None:
             relay.answer = self.call.answer = Answer()
             relay.native = self.native
@@ -456,7 +462,7 @@ class _Exchange:
                     self.forward.metrics.itl_flush(self.receipt.run.label, lane.name, relay.itl)
                 if relay.usage is not None:
                     self.receipt.prompt_tokens, self.receipt.output_tokens = relay.usage.prompt, relay.usage.output
-                    self.receipt.cached_tokens, self.receipt.usage = relay.usage.cached, "engine"
+                    self.receipt.cached_tokens, self.receipt.usage = relay.usage.cached, relay.usage_by
                 elif progress.frames:
                     self.receipt.output_tokens, self.receipt.usage = progress.frames, "frames"
 

@@ -14,7 +14,7 @@ from proxy.energy.prior import Coefficients
 from proxy.engines.interface import Engine
 from proxy.gate import Gate
 from proxy.health import PROBE_EVERY_S
-from proxy.route import Lane
+from proxy.route import Lane, Translating
 from proxy.supervise import forever
 from proxy.tls import engine_context
 from proxy.upstream import Upstream
@@ -44,8 +44,13 @@ class Lanes:
         tls = next((given.tls for given in config.engines if given.name == engine.name), None)
         context = engine_context(tls, engine.name) if tls is not None else None
         upstream = Upstream(engine.url, config.limits.connect_seconds, tls=context)
-        lane = Lane(engine, upstream, gate, breaker=Breaker())
-        self._attribution.add_engine(engine.name, engine.devices, self._price(engine, ""))
+        lane = Lane(engine, upstream, gate, breaker=Breaker(), works_for=engine.works_for)
+        if isinstance(engine, Translating):
+            lane.upstream = translated = engine.take_over(upstream, self.active, self._attribution.start)
+            lane.bind = translated.bind
+        # What works for another has no work of its own to share a device by.
+        devices = () if engine.works_for else engine.devices
+        self._attribution.add_engine(engine.name, devices, self._price(engine, ""))
         for former in self._leaving:
             if former.name == lane.name:  # the counters under this name are now another's
                 self._watches[former].cancel()

@@ -102,7 +102,7 @@ class LiveGateway:
                 "limit": lane.gate.limit,
                 "devices": list(lane.engine.devices),
                 "sample": asdict(lane.sample) if lane.sample else None,
-                "attribution": self._attribution.method(lane.name, clock.now()),
+                "attribution": self._attribution.method(lane.works_for or lane.name, clock.now()),
             }
             for lane in self._lanes
         ]

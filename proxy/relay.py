@@ -17,7 +17,7 @@ from proxy.nodes.answer import Answer, HeardFrames
 from proxy.nodes.hold import NodeCall, NodeUpstream
 from proxy.route import Lane
 from proxy.telemetry.metrics import Itl
-from proxy.upstream import Reply, Unreachable
+from proxy.upstream import Answering, Serving, Unreachable
 
 _NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
 _NO_SECRETS = _NOT_UPSTREAM | {b"authorization", b"x-api-key"}
@@ -49,7 +49,9 @@ class Relay:
     ) -> None:
         self.client, self.lane, self.limits, self.progress = client, lane, limits, progress
         self.last, self.hide_usage, self.report = last, hide_usage, report
+        self.upstream: Serving = lane.upstream
         self.usage: Usage | None = None
+        self.usage_by = "engine"
         self.itl: Itl | None = None  # of a stream
         self.result: tuple[int, Outcome] | None = None
         self._well: bool | None = None  # what the engine has shown of itself
@@ -60,16 +62,16 @@ class Relay:
         `task` is the one in which this runs.
         """
         lane, loop = self.lane, task.get_loop()
-        permit = None if lane.upstream.closed else lane.breaker.enter(clock.now())
+        permit = None if self.upstream.closed else lane.breaker.enter(clock.now())
         if permit is None:  # since it was chosen: the request stood in a queue, or tried other engines
             raise Broken(f"engine {lane.name} is out of service", "no_engine", 503)
-        reply: Reply | None = None
+        reply: Answering | None = None
         try:
             with Deadline(task, self.limits.first_byte_seconds, ends) as deadline:
                 if self.native is None:
-                    reply = await lane.upstream.send(b"POST", self._target(), headers, raw)
+                    reply = await self.upstream.send(b"POST", self._target(), headers, raw)
                 else:
-                    upstream = cast(NodeUpstream, lane.upstream)
+                    upstream = cast(NodeUpstream, self.upstream)
                     reply = await upstream.send_node(self.native, b"POST", self._target(), headers, raw)
                 streamed = _is_stream(reply.headers)
                 first = await (reply.next() if streamed else reply.rest())
@@ -98,13 +100,14 @@ class Relay:
             lane.judge(permit, self._well if known else None, clock.now())
             # A connection that was not read to its end is closed, which is how the engine learns to stop.
             if reply is not None:
-                lane.upstream.release(reply)
+                self.upstream.release(reply)
 
-    async def _whole(self, reply: Reply, body: bytes) -> tuple[int, Outcome]:
+    async def _whole(self, reply: Answering, body: bytes) -> tuple[int, Outcome]:
         """A reply that is not a stream."""
         if self.progress is not None:
             parsed = try_parse(body)
             self._count(read_usage(parsed))
+            self.usage_by = reply.usage_by
             if self.answer is not None:
                 self.answer.whole(parsed)
             if self.report is not None and isinstance(parsed, dict) and reply.status < 400:
@@ -113,9 +116,9 @@ class Relay:
         await self.client.send(body)
         return reply.status, Outcome.OK if reply.status < 400 else Outcome.ERROR
 
-    async def _stream(self, reply: Reply, chunk: bytes, deadline: Deadline, permit: int) -> tuple[int, Outcome]:
+    async def _stream(self, reply: Answering, chunk: bytes, deadline: Deadline, permit: int) -> tuple[int, Outcome]:
         """A stream: frames as they come. Raises Broken for a refusal before the first byte, and for a broken end."""
-        name, client, progress = self.lane.name, self.client, self.progress
+        name, client, progress = self.lane.name, self.client, None if reply.counted else self.progress
         comment = self._comment if self.report is not None else None
         answer, hide_usage = self.answer, self.hide_usage
         frames = Frames(hide_usage, comment) if answer is None else HeardFrames(hide_usage, comment, answer)
@@ -161,7 +164,8 @@ class Relay:
         finally:
             if progress is not None:
                 progress.frames = frames.content
-                self._count(frames.usage)
+            self._count(frames.usage)
+            self.usage_by = reply.usage_by
         if frames.error is None and client.path in _ENDS_WITH_A_REASON and not frames.complete:
             if out:
                 await client.send(out, more=True)

@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from proxy import clock
 from proxy.affinity import Affinity, NoAffinity, Trait
 from proxy.breaker import Breaker, State
+from proxy.energy.work import Progress
 from proxy.engines.interface import Engine, EngineSample
 from proxy.gate import Gate, Ticket
-from proxy.upstream import Upstream
+from proxy.upstream import Connections, Serving, Upstream
 
 log = logging.getLogger("joulegate.route")
 
@@ -34,10 +35,15 @@ class UnknownModel(LookupError):
 
 @dataclass(slots=True, eq=False)
 class Lane:
-    """One engine as the gateway sees it: its adapter, its connections, its gate, and how it is."""
+    """One engine as the gateway sees it: its adapter, its connections, its gate, and how it is.
+
+    `bind`, of one that is not simply sent its requests, takes the receipt and the progress of an attempt (None for what
+    has none), says where that is sent instead, and starts the progress when the engine does. `works_for` is another
+    engine that does its work, and has its counters.
+    """
 
     engine: Engine
-    upstream: Upstream
+    upstream: Connections
     gate: Gate
     models: dict[str, dict[str, Any]] = field(default_factory=dict)  # as its /v1/models lists them
     up: bool = False
@@ -46,6 +52,8 @@ class Lane:
     breaker: Breaker = field(default_factory=Breaker)
     looks_at: float | None = None  # when the gate is asked again of its own accord
     timer: asyncio.TimerHandle | None = None
+    bind: Callable[[Any, Any], Serving] | None = None
+    works_for: str | None = None
 
     @property
     def name(self) -> str:
@@ -106,6 +114,22 @@ class Lane:
     def _tick(self) -> None:
         self.timer = self.looks_at = None
         self.wake(self.gate.tick(clock.now()))
+
+
+class Translated(Connections, Protocol):
+    """What serves an engine that does not speak OpenAI's API; `bind` is the lane's."""
+
+    def bind(self, receipt: Any, progress: Any) -> Serving: ...
+
+
+@runtime_checkable
+class Translating(Protocol):
+    """An engine that takes its connections in hand itself, for it does not speak OpenAI's API."""
+
+    def take_over(self, upstream: Upstream, lanes: Sequence[Lane], start: Callable[[Progress], None]) -> Translated:
+        """What serves its requests in the place of `upstream`. `lanes` are the engines in service, at any time; `start`
+        is to be called with an attempt's progress when work on it begins."""
+        ...
 
 
 class Router:

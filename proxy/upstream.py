@@ -7,7 +7,7 @@ httptools parses, asyncio moves the bytes.
 import asyncio
 import ssl
 from collections import deque
-from typing import cast
+from typing import Any, Protocol, cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -33,8 +33,44 @@ class Dropped(ConnectionError):
         self.stale = stale
 
 
+class Answering(Protocol):
+    """A reply, wherever it comes from. `usage_by` says who counted its tokens; of a stream that is `counted` whoever
+    is nearer to the engine has seen the frames as they came."""
+
+    status: int
+    headers: list[Header]
+    usage_by: str
+    counted: bool
+
+    async def next(self) -> bytes: ...
+
+    async def rest(self) -> bytes: ...
+
+
+class Serving(Protocol):
+    """What takes requests for an engine: its connections, or what translates between it and them."""
+
+    closed: bool
+
+    async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Answering: ...
+
+    # Each is given back to whom it came from, so what it is need not be said here.
+    def release(self, reply: Any) -> None: ...
+
+
+class Connections(Serving, Protocol):
+    """What serves all the requests for an engine."""
+
+    connect_s: float
+
+    def close(self) -> None: ...
+
+
 class Reply(asyncio.Protocol):
     """One connection, and the reply that is arriving on it. `status` and `headers` hold after `Upstream.send`."""
+
+    usage_by = "engine"
+    counted = False
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()

@@ -1,31 +1,38 @@
 """Policies against the default and an oracle, in virtual time: `make bench-policies` (BENCH=--quick for a look).
 
 Everything is emulated; of caps and clocks not even the emulator is calibrated. Writes policies.json, table.md and
-pictures under docs/results/policies (with --quick under a temporary folder).
+pictures under docs/results/policies (with --quick, or for some cells, under a temporary folder). What was computed is
+kept in .bench-policies, so that a run that was broken off goes on where it was.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from benchmarks import machine
 from benchmarks.policies import report
-from benchmarks.policies.bars import bars, front_bars
-from benchmarks.policies.cells import CELLS
+from benchmarks.policies.bars import bars, change_bars, front_bars
+from benchmarks.policies.cells import CELLS, Cell
 from benchmarks.policies.change import change
-from benchmarks.policies.compare import MAIN_S, compare
+from benchmarks.policies.compare import compare
 from benchmarks.policies.front import front
+from benchmarks.policies.kept import Kept, Part, complete, of_policies
+from benchmarks.policies.parts import MAIN_S, parts
+from benchmarks.processes import ROOT
 
 RESULTS = Path("docs/results/policies")
 PATIENCES = (0.0, 3.0, 30.0)
+SEEDS = 10
 CAVEAT = (
     "All joules are emulated: nothing here is a saving on hardware. What power caps and clocks do in the emulator is"
     " uncalibrated."
@@ -34,46 +41,70 @@ CAVEAT = (
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two seeds, patience 3 s, shorter runs: two minutes")
-    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="two seeds, patience 3 s, shorter runs: a minute")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--patience", type=float, nargs="+", default=PATIENCES, metavar="S", help="3 is always among")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--only", default="", help="cells whose name contains this")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="where the results are written")
+    parser.add_argument("--kept", type=Path, default=ROOT / ".bench-policies", help="where parts are kept")
     options = parser.parse_args()
     seeds = min(options.seeds, 2) if options.quick else options.seeds
-    patiences, size = ((MAIN_S,), 0.5) if options.quick else (PATIENCES, 1.0)
+    patiences, size = ((MAIN_S,), 0.5) if options.quick else (sorted({*options.patience, MAIN_S}), 1.0)
     cells = [cell for cell in CELLS if options.only in str(cell)]
-    partial = options.quick or len(cells) < len(CELLS) or seeds < 10
+    partial = options.quick or len(cells) < len(CELLS) or seeds < SEEDS
     out = options.out or (Path(tempfile.mkdtemp(prefix="bench-policies-")) if partial else RESULTS)
     console = Console()
     console.print(CAVEAT, style="yellow")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    began, found = time.time(), {}
-    with Progress(*columns, console=console) as progress, ProcessPoolExecutor(options.jobs) as pool:
-        task = progress.add_task(f"{len(cells)} cells, {seeds} seeds", total=len(cells) + 2)
-        # The dear ones first, so that nobody waits for them alone in the end.
-        order = sorted(cells, key=lambda cell: (cell.load != "near", cell.workload != "summarize"))
-        follow, fronts = pool.submit(change, seeds), pool.submit(front, seeds)
-        waiting = {pool.submit(compare, cell, patiences, seeds, size): cell for cell in order}
-        for done in as_completed([*waiting, follow, fronts]):
-            if done in waiting:
-                found[waiting[done]] = done.result()
-                progress.console.print(f"{time.time() - began:5.0f} s  {_told(found[waiting[done]])}", highlight=False)
+    kept, began = Kept(options.kept), time.time()
+    of_cell = {(cell, at): parts(cell, at, seeds, size) for cell in cells for at in patiences}
+    follow = Part(f"change, {seeds} seeds", of_policies(), change, (seeds,))
+    fronts = Part(f"front, {seeds} seeds", of_policies(), front, (seeds,))
+    # What the bars need first, and of that the dear ones, so that nobody waits for them alone in the end.
+    order = sorted(of_cell, key=lambda key: (key[1] != MAIN_S, key[0].load != "near", key[0].workload != "summarize"))
+    work = [follow, fronts, *(part for key in order for part in of_cell[key])]
+
+    def found(cell: Cell, at: float) -> dict[str, Any]:
+        rows: dict[str, Any] = {}
+        for part in of_cell[cell, at]:
+            rows |= kept.read(part)
+        return rows
+
+    # Not forked: this process has threads.
+    with (
+        Progress(*columns, console=console) as progress,
+        ProcessPoolExecutor(options.jobs, multiprocessing.get_context("spawn")) as pool,
+    ):
+        task = progress.add_task(f"{len(cells)} cells, {seeds} seeds", total=len(work))
+
+        def told(part: Part) -> None:
             progress.advance(task)
-    results: list[dict[str, Any]] = [found[cell] for cell in cells]
-    verdicts = [*bars(results, f"{MAIN_S:g}"), *front_bars(fronts.result())]
+            for (cell, at), mine in of_cell.items():
+                if part in mine and all(map(kept.has, mine)):
+                    line = _told(compare(cell, {at: found(cell, at)}), at)
+                    console.print(f"{time.time() - began:5.0f} s  {line}", highlight=False)
+
+        complete(work, kept, pool, told)
+    results = [compare(cell, {at: found(cell, at) for at in patiences}) for cell in cells]
+    verdicts = [
+        *bars(results, f"{MAIN_S:g}"),
+        *change_bars(kept.read(follow)),
+        *front_bars(kept.read(fronts)),
+    ]
+    about = machine.describe()
     data = {
         "caveat": CAVEAT,
-        "command": "python -m benchmarks.policies " + " ".join(sys.argv[1:]),
+        "command": " ".join(("python -m benchmarks.policies", *sys.argv[1:])),
+        "machine": about,
         "seeds": seeds,
-        "seconds": round(time.time() - began),
         "bars": [bar.__dict__ for bar in verdicts],
-        "change": follow.result(),
-        "front": fronts.result(),
+        "change": kept.read(follow),
+        "front": kept.read(fronts),
         "cells": results,
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "policies.json").write_text(json.dumps(data, indent=1) + "\n")
+    (out / "policies.json").write_text(json.dumps(report.rounded(data), indent=1) + "\n")
     (out / "table.md").write_text(report.tables(data))
     report.draw(data, out)
     console.print(report.tables(data), markup=False, highlight=False)
@@ -81,10 +112,10 @@ def main() -> int:
     return 0 if all(bar.met for bar in verdicts) or partial else 1
 
 
-def _told(cell: dict[str, Any]) -> str:
-    rows = cell["patience"][f"{MAIN_S:g}"]["rows"]
-    names = [name for name in rows if name != "default"]
-    return f"{cell['cell']}: " + ", ".join(f"{name} {100 * rows[name]['saved']['mean']:.1f} %" for name in names)
+def _told(cell: dict[str, Any], at: float) -> str:
+    rows = cell["patience"][f"{at:g}"]["rows"]
+    shown = ", ".join(f"{name} {100 * row['saved']['mean']:.1f} %" for name, row in rows.items() if name != "default")
+    return f"{cell['cell']} at {at:g} s: {shown}"
 
 
 if __name__ == "__main__":

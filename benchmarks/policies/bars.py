@@ -9,6 +9,7 @@ REACHED = 0.9  # of the oracle's saving
 DEARER = 0.01  # than the default
 LATER = 0.01
 CELLS = 20 / 24
+SAME = 1e-9  # sums in another order
 NOISE = 0.005  # repeats of one trial on hardware agree within that
 
 
@@ -48,7 +49,16 @@ def bars(cells: Sequence[dict[str, Any]], main: str) -> Iterator[Bar]:
         yield Bar(f"{name}: at most one point more is late", worst <= LATER, f"{100 * worst:+.1f} points ({where})")
     idle = [cell["patience"]["0"]["rows"]["company"]["saved"]["mean"] for cell in cells if "0" in cell["patience"]]
     if idle:
-        yield Bar("company: without patience nothing changes", not any(idle), f"{max(map(abs, idle)):.1%}")
+        most = max(map(abs, idle))
+        yield Bar("company: without patience nothing changes", most < SAME, f"{most:.1%}")
+
+
+def change_bars(found: dict[str, Any]) -> Iterator[Bar]:
+    """Of a load that goes up and down again: in each phase, once a minute of it is over."""
+    pairs = list(zip(found["saved"]["company"], found["saved"]["fixed"], strict=True))
+    reached = all(is_reached(mine["mean"], fixed["mean"]) for mine, fixed in pairs)
+    seen = ", ".join(f"{mine['mean']:.1%} of {fixed['mean']:.1%}" for mine, fixed in pairs)
+    yield Bar("company follows a change of load: nine tenths of a fixed rule, 60 s after it", reached, seen)
 
 
 def front_bars(rates: dict[str, Any]) -> Iterator[Bar]:

@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import inf
+from itertools import pairwise
+from math import ceil, inf
 
 from benchmarks.policies.cells import Cell
 from benchmarks.policies.trial import Trial
 from benchmarks.sim import DEVICE, ENGINE
 from policies.static import Hold, Static
 
-HOLDS = (0.1, 1 / 3, 2 / 3, 1.0)  # of patience
+HOLDS = (0.1, 1 / 3, 2 / 3, 1.0)  # of patience; then halfway to the next ones, 0 among them
 JOINS = (0.0, 0.35, 0.7, inf)  # of a request's own time
 LIMITS = (4, 16, 64)
 CLOCKS = (0.6, 0.7, 0.8, 0.9)  # of the highest
-FINE_HOLD, FINE_JOIN = 1 / 6, 0.15
+FINE_JOIN = 0.15
 SEEDS, FINALISTS = 2, 3
 LATER = 0.01  # so much more of the requests may miss an objective than without
 
@@ -48,18 +49,25 @@ class Oracle:
 
     def saved(self, setting: Setting, seeds: int) -> tuple[float, bool]:
         """The part of the default's joules that it saves over these seeds, and whether it keeps the objectives."""
+        if setting == Setting():
+            return 0.0, True
         trials = [self.measure(setting, seed) for seed in range(seeds)]
         return mean_saved(self.default[:seeds], trials), is_kept(self.default[:seeds], trials)
 
     def best(self, settings: Iterable[Setting], seeds: int, count: int) -> list[Setting]:
-        """Those that save most, of those that keep the objectives."""
-        found = [
-            (saved, setting)
-            for setting in dict.fromkeys(settings)
-            for saved, kept in [self.saved(setting, seeds)]
-            if kept
-        ]
-        return [setting for _, setting in sorted(found, reverse=True)[:count]]
+        """Those that save most, of those that keep the objectives.
+
+        After the first seed half of them go on: settings that differ by so little that one seed would mistake the worse
+        half for the better one differ by next to nothing.
+        """
+        left = list(dict.fromkeys(settings))
+        if seeds > 1 and len(left) > 2 * count:
+            left = self._ranked(left, 1)[: max(count, ceil(len(left) / 2))]
+        return self._ranked(left, seeds)[:count]
+
+    def _ranked(self, settings: Iterable[Setting], seeds: int) -> list[Setting]:
+        found = [(saved, setting) for setting in settings for saved, kept in [self.saved(setting, seeds)] if kept]
+        return [setting for _, setting in sorted(found, reverse=True)]
 
     def of_gate(self) -> Setting:
         """Over when requests go and how many are in flight; the default may be the answer."""
@@ -69,7 +77,9 @@ class Oracle:
         if top.hold:
             joins = [top.join + by for by in (-FINE_JOIN, FINE_JOIN)] if top.join < inf else []
             near += [replace(top, join=join) for join in joins if join >= 0]
-            near += [replace(top, hold=hold) for hold in (top.hold - FINE_HOLD, top.hold + FINE_HOLD) if hold <= 1]
+            near += [
+                replace(top, hold=(low + high) / 2) for low, high in pairwise((0.0, *HOLDS)) if top.hold in (low, high)
+            ]
         finalists = self.best([Setting(), top, *near], SEEDS, FINALISTS)
         return self._final(finalists)
 

@@ -13,7 +13,7 @@ def tables(data: dict[str, Any]) -> str:
 
 
 def _lines(data: dict[str, Any]) -> Iterator[str]:
-    yield f"{data['caveat']} {data['seeds']} seeds, {data['seconds']} s."
+    yield f"{data['caveat']} {data['seeds']} seeds, commit {data['machine']['commit']}."
     yield ""
     yield from ("| bar | | seen |", "|---|---|---|")
     for bar in data["bars"]:
@@ -71,6 +71,15 @@ def _setting(setting: dict[str, Any], patience_s: float) -> str:
     limit = f", at most {setting['limit']} in flight" if setting["limit"] else ""
     join = "any" if setting["join"] == "inf" else f"{float(setting['join']):.2f}"
     return f"hold {setting['hold'] * patience_s:.2g} s, join {join}{limit}"
+
+
+def rounded(value: Any) -> Any:
+    """Figures with five digits: more mean nothing."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
 
 
 def draw(data: dict[str, Any], folder: Path) -> None:

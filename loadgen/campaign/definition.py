@@ -150,7 +150,10 @@ class Quick(_Strict):
 
 
 class Campaign(_Strict):
-    """A whole campaign. `unsaid` are fixed values that its source leaves open, and why these were taken."""
+    """A whole campaign. `unsaid` are fixed values that its source leaves open, and why these were taken.
+
+    `worth` is what its figures can and cannot say, which its report begins with.
+    """
 
     name: Name
     title: str
@@ -166,6 +169,7 @@ class Campaign(_Strict):
     check: Passing = Passing()
     fixed: Mapping[str, Value] = Field(default_factory=dict)
     unsaid: tuple[str, ...] = ()
+    worth: tuple[str, ...] = ()
     workloads: Mapping[str, WorkloadSpec] = Field(default_factory=dict)
     sweeps: Annotated[Mapping[str, Sweep], Field(min_length=1)]
     panels: tuple[Panel, ...] = ()

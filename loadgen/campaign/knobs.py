@@ -20,6 +20,7 @@ KNOBS = {
     "arrivals": Knob("arrivals"),  # as `loadgen.arrivals` writes them, in the place of users
     "output_tokens": Knob("output length", "tokens"),
     "input_tokens": Knob("input length", "tokens"),
+    "mode": Knob("how a run is sent", "", "calls"),  # as `loadgen.client.Target` has it
     # of the gateway
     "in_flight": Knob("requests in flight at the gate"),
     "policy": Knob("policy"),

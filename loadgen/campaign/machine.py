@@ -1,9 +1,10 @@
 """A real machine for a campaign: where its endpoint is, what the machine is, and the commands that turn its knobs.
 
-    url: http://127.0.0.1:8080            # a gateway, or an engine (which knows no joules)
-    exact: true                           # prompts as token ids, answers as long as they may be
-    is: {gpu: h200, model: llama-2-7b}    # in the place of what the campaign fixes
-    about: {vllm: 0.26.0, driver: "580"}  # what else the methods section should say of it
+    url: http://127.0.0.1:8080                # a gateway, or an engine (which knows no joules)
+    models: {vllm: llama, parrot: by-parrot}  # what each setting of `engine` is called there, if it has several
+    exact: true                               # prompts as token ids, answers as long as they may be
+    is: {gpu: h200, model: llama-2-7b}        # in the place of what the campaign fixes
+    about: {vllm: 0.26.0, driver: "580"}      # what else the methods section should say of it
     turn:
       - knobs: [in_flight]
         command: sed -i "s/in_flight:.*/in_flight: $JOULEGATE_IN_FLIGHT/" gateway.yaml && kill -HUP $(cat gateway.pid)
@@ -33,12 +34,12 @@ from loadgen.campaign.definition import Campaign
 from loadgen.campaign.faults import CampaignError
 from loadgen.campaign.grid import Cell, Trial, cells
 from loadgen.campaign.knobs import KNOBS, Value
-from loadgen.campaign.trial import Infeasible, NotPossibleHere, load_of, salt_of
+from loadgen.campaign.trial import Infeasible, NotPossibleHere, load_of, mode_of, salt_of
 from loadgen.catalog import CatalogError
 from loadgen.client import Target
 from loadgen.record import Result
 
-LOAD_KNOBS = frozenset({"users", "arrivals", "output_tokens", "input_tokens"})
+LOAD_KNOBS = frozenset({"users", "arrivals", "output_tokens", "input_tokens", "mode"})
 INFEASIBLE = 3
 
 
@@ -55,10 +56,14 @@ class Turn(_Strict):
 
 
 class Machine(_Strict):
-    """The machine and its endpoint; `body` are further fields of every request. The key is `$JOULEGATE_KEY`."""
+    """The machine and its endpoint; `body` are further fields of every request. The key is `$JOULEGATE_KEY`.
+
+    `models` are the models to ask for by `engine`: where a gateway stands before several engines, they turn that knob.
+    """
 
     url: str
     model: str = ""
+    models: Mapping[str, str] = Field(default_factory=dict)
     exact: bool = False
     body: Mapping[str, Any] = Field(default_factory=dict)
     facts: Mapping[str, Value] = Field(default_factory=dict, alias="is")
@@ -67,7 +72,9 @@ class Machine(_Strict):
 
     @property
     def turned(self) -> frozenset[str]:
-        return frozenset(knob for turn in self.turn for knob in turn.knobs)
+        """The knobs that can be turned here."""
+        by_name = {"engine"} if self.models else set()
+        return frozenset(knob for turn in self.turn for knob in turn.knobs) | by_name
 
     def campaign(self, campaign: Campaign) -> Campaign:
         """The campaign as it is on this machine. Raises CampaignError for a fixed knob that nobody answers for."""
@@ -126,14 +133,18 @@ class OverHttp:
         if self._set and campaign.settle_s:
             time.sleep(campaign.settle_s)
         machine, key = self._machine, os.environ.get("JOULEGATE_KEY")
-        target = Target(
-            url=machine.url,
-            model=machine.model,
-            key=key,
-            exact=machine.exact,
-            cache_salt=salt_of(campaign, trial),
-            body=machine.body,
-        )
+        try:
+            target = Target(
+                url=machine.url,
+                model=self._model(trial.cell),
+                key=key,
+                exact=machine.exact,
+                mode=mode_of(trial.cell),
+                cache_salt=salt_of(campaign, trial),
+                body=machine.body,
+            )
+        except ValueError as error:
+            raise NotPossibleHere(str(error)) from None
         books = Books(machine.url, key)
         before = books.read()
         try:
@@ -143,6 +154,14 @@ class OverHttp:
         agreement = Agreement.of(result, before, books.read())
         facts = {**result.load.facts, "books": agreement.said() if agreement else None, "machine": dict(machine.about)}
         return replace(result, load=replace(result.load, facts=facts))
+
+    def _model(self, cell: Cell) -> str:
+        models, engine = self._machine.models, str(cell.get("engine"))
+        if cell.get("engine") is None or not models:
+            return self._machine.model
+        if engine not in models:
+            raise NotPossibleHere(f"no model under `models` is served by engine {engine!r}; there are {sorted(models)}")
+        return models[engine]
 
     def _turn(self, cell: Cell) -> None:
         wanted = {knob: value for knob, value in cell.settings if knob not in LOAD_KNOBS | self._machine.facts.keys()}

@@ -1,5 +1,7 @@
 """What a trial asks for: its load, and where it can be had in virtual time, its emulated host."""
 
+import hashlib
+
 from emulator.core.presets import PresetError, load_gpu
 from emulator.core.settings import OutOfMemory
 from loadgen import virtual
@@ -8,6 +10,7 @@ from loadgen.campaign.definition import Campaign
 from loadgen.campaign.grid import Cell, Trial
 from loadgen.campaign.knobs import KNOBS, Value
 from loadgen.catalog import CatalogError, workload
+from loadgen.client import MODES, Mode
 from loadgen.record import Result
 from loadgen.schedule import Load, Stream
 from loadgen.virtual_host import Host
@@ -43,8 +46,17 @@ def load_of(campaign: Campaign, trial: Trial) -> Load:
 
 
 def salt_of(campaign: Campaign, trial: Trial) -> str:
-    """The `cache_salt` of a trial, so that it finds no other's prefixes."""
-    return f"{campaign.name} {campaign.seed} {trial.cell.key} {trial.repeat}"
+    """The `cache_salt` of a trial, so that it finds no other's prefixes: short, since vLLM takes 128 characters."""
+    named = f"{campaign.name} {campaign.seed} {trial.cell.key} {trial.repeat}"
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
+def mode_of(cell: Cell) -> Mode:
+    """How runs are sent. Raises ValueError for a way that there is not."""
+    said = cell.get("mode") or "calls"
+    if said not in MODES:
+        raise ValueError(f"mode must be one of {', '.join(MODES)}, got {said!r}")
+    return said
 
 
 def virtually(campaign: Campaign, trial: Trial) -> Result:
@@ -54,6 +66,8 @@ def virtually(campaign: Campaign, trial: Trial) -> Result:
         raise NotPossibleHere(f"the emulator has no engine {cell.get('engine')!r}: this needs a machine that runs it")
     if cell.get("policy") is not None:
         raise NotPossibleHere("virtual time has no gateway, so no policy: this needs a run over HTTP")
+    if cell.get("mode") == "nodes":
+        raise NotPossibleHere("virtual time has no gateway that could fill answers in: this needs a run over HTTP")
     try:
         load, host = load_of(campaign, trial), host_of(cell)
         host.engine(load_gpu(host.gpu))

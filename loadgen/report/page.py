@@ -91,6 +91,9 @@ def _page(
     ]
     if any(row.quality == "emulated" for row in rows):
         parts.append(f'<p class="note">{escape(methods.EMULATED)}</p>')
+    if campaign.worth:
+        said = "".join(f"<li>{escape(one)}</li>" for one in campaign.worth)
+        parts.append(f"<h2>What this can say, and what it cannot</h2><ul>{said}</ul>")
     parts += ["<h2>What was claimed, and what was seen</h2>", _opening(campaign, rows)]
     if both := _accounts(campaign, rows):
         parts += ["<h2>Two accountings of the same work</h2>", both]

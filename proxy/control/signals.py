@@ -83,7 +83,7 @@ class Senses:
             waiting=sample.waiting if sample else None,
             kv_usage=sample.kv_usage if sample else None,
             prefix_hit_rate=hit_rate,
-            prices=self._prices(lane.name),
+            prices=self._prices(lane.works_for or lane.name),
         )
 
     def _prices(self, engine: str) -> Prices | None:

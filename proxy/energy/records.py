@@ -84,7 +84,8 @@ class RunRecord(NamedTuple):
 
 
 class RequestRecord(NamedTuple):
-    """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames" or "none".
+    """One OpenAI call. Token counts are null while unknown; `usage` says who counted: "engine", "frames", "estimated"
+    (nobody did), or "none".
 
     Up to `path`, and `received`, it never changes. `saved_uj` are microjoules that it did not cost, because the engine
     found a part of its prompt in its cache; both are null where it found none, or nobody knows.

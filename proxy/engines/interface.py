@@ -53,6 +53,7 @@ class Engine(Protocol):
     health_paths: tuple[str, ...]  # tried in order
     metrics_path: str | None
     headers: dict[str, str]  # sent upstream with every request
+    works_for: str | None  # another engine, which does its work and whose devices and counters are its own
 
     def parse(self, t: float, body: bytes) -> EngineSample | None:
         """What the engine's metrics say at Unix time `t`; None when they say nothing. Never raises on any bytes."""

@@ -13,6 +13,7 @@ class OpenAI:
     kind: str = "openai"
     health_paths: tuple[str, ...] = ("/v1/models", "/health")
     metrics_path: str | None = None
+    works_for: str | None = None
 
     def __init__(self, config: EngineConfig) -> None:
         """Raises ConfigError for an url without a host or a secret that cannot be read."""
@@ -20,7 +21,7 @@ class OpenAI:
         self.url = config.url.rstrip("/").removesuffix("/v1").rstrip("/")
         self.models = config.models
         self.devices = config.devices
-        self.local = _is_loopback(config.name, config.url)
+        self.local = is_loopback(config.name, config.url)
         secret = config.secret()
         self.headers: dict[str, str] = {"Authorization": f"Bearer {secret}"} if secret else {}
 
@@ -34,7 +35,8 @@ class OpenAI:
         pass
 
 
-def _is_loopback(engine: str, url: str) -> bool:
+def is_loopback(engine: str, url: str) -> bool:
+    """Whether an engine's url leads to this host. Raises ConfigError for one without a host."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port

@@ -29,7 +29,7 @@ from proxy.nodes.ask import Ask
 from proxy.nodes.graph import Graph, Node, Room, State
 from proxy.nodes.placeholders import Listed
 from proxy.refusal import Refusal
-from proxy.upstream import Reply
+from proxy.upstream import Answering
 
 FULL_RUNS = 64  # all runs together keep as many bytes of outputs as so many may that keep all they can
 
@@ -249,4 +249,4 @@ class NodeUpstream(Protocol):
 
     async def send_node(
         self, call: NodeCall, method: bytes, target: bytes, headers: list[Header], body: bytes
-    ) -> Reply: ...
+    ) -> Answering: ...

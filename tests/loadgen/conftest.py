@@ -42,6 +42,7 @@ class Stub:
     broken: set[str] = field(default_factory=set)
     books: bool = False
     tokenizes: bool = True
+    detokenizes: bool = True
     asked: list[str] = field(default_factory=list)
     two_runs: asyncio.Event = field(default_factory=asyncio.Event)  # have come
     arrivals: list[Arrival] = field(default_factory=list)
@@ -99,6 +100,12 @@ class Stub:
         text = (await request.json())["prompt"]
         return web.json_response({"tokens": [len(word) for word in text.split()]})
 
+    async def detokenize(self, request: web.Request) -> web.Response:
+        if not self.detokenizes:
+            return web.json_response({"error": {"message": "no tokenizer"}}, status=404)
+        ids = (await request.json())["tokens"]
+        return web.json_response({"prompt": " ".join("x" * length for length in ids)})
+
     async def balance(self, _request: web.Request) -> web.Response:
         if not self.books:
             raise web.HTTPNotFound
@@ -121,6 +128,7 @@ class Stub:
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/completions", self.chat)
         app.router.add_post("/tokenize", self.tokenize)
+        app.router.add_post("/detokenize", self.detokenize)
         app.router.add_get("/energy/balance", self.balance)
         app.router.add_get("/energy/runs/{run}", self.run)
         server = TestServer(app, host="127.0.0.1")

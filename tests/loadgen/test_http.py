@@ -95,6 +95,46 @@ def test_without_a_tokenizer_lengths_are_not_called_exact(served: Any) -> None:
     assert "no exact lengths: /tokenize says HTTP 404: no tokenizer" in result.load.facts["notes"]
 
 
+@pytest.mark.parametrize("exact", [True, False])
+def test_a_run_is_sent_at_once_with_its_answers_named(served: Any, exact: bool) -> None:
+    served.delay_s = 0.1
+    work = load(Coding.small(), Closed(1), 2)
+    result = run(work, Target(url=served.url, mode="nodes", exact=exact))
+    assert [one.outcome for one in result.runs] == ["ok", "ok"] and not result.load.exact_lengths
+    begun = {one.run: one.intended_s for one in result.runs}
+    assert all(request.intended_s == begun[request.run] for request in result.requests)
+    for arrival in served.arrivals:
+        assert not arrival.answered and arrival.body.get("ignore_eos", False) is exact
+        said = "".join(message["content"] for message in arrival.body["messages"])
+        named = filter(None, arrival.headers.get("X-Workflow-Parent", "").split(","))
+        assert all(f"{{{{node:{node}}}}}" in said for node in named)
+    assert result.load.facts["asked"]["mode"] == "nodes"
+    assert any("exact piece by piece" in note for note in result.load.facts["notes"]) is exact
+
+
+def test_the_same_run_call_by_call_has_the_same_texts(served: Any) -> None:
+    work = load(Summarize.small(), Closed(1), 1)
+    texts: dict[str, list[str]] = {}
+    for mode in ("nodes", "pasted"):
+        served.arrivals.clear()
+        run(work, Target(url=served.url, mode=mode, exact=True))
+        by_node = {arrival.node: arrival.body["messages"] for arrival in served.arrivals}
+        texts[mode] = [by_node[node][-1]["content"] for node in sorted(by_node)]
+    assert len(texts["pasted"]) > 2
+    filled = [texts["nodes"][0]]
+    for number, text in enumerate(texts["nodes"][1:], start=1):
+        filled.append(text.replace(f"{{{{node:chunk-{number}}}}}", f"answer of chunk-{number}"))
+    assert filled == texts["pasted"]
+
+
+def test_texts_of_exact_lengths_need_both_ways_of_a_tokenizer(served: Any) -> None:
+    served.detokenizes = False
+    result = run(load(Summarize.small(), Closed(1), 1), Target(url=served.url, mode="pasted", exact=True))
+    assert "no exact lengths: /detokenize says HTTP 404: no tokenizer" in result.load.facts["notes"]
+    with pytest.raises(ValueError, match="mode must be one of calls, pasted, nodes, got 'dag'"):
+        Target(mode="dag")  # pyright: ignore[reportArgumentType]
+
+
 def test_a_gateway_is_asked_for_joules_when_they_are_settled(served: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(collect, "SETTLED_AFTER_S", 0.02)
     monkeypatch.setattr(collect, "ASKED_AGAIN_S", 0.02)

@@ -1,9 +1,16 @@
+from dataclasses import replace
+from random import Random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.coding import Coding
+from loadgen.composite import Composite
 from loadgen.prompt import Piece
-from loadgen.workload import Call, Dispatch, Execution, Run, tags
+from loadgen.search import Search
+from loadgen.summarize import Summarize
+from loadgen.workload import Call, Dispatch, Execution, Run, Workload, tags
 
 
 def call(node: str, parents: tuple[str, ...] = (), after: tuple[str, ...] = ()) -> Call:
@@ -48,6 +55,45 @@ def test_calls_of_one_level_go_together() -> None:
     assert execution.take_ready() == []
     execution.answer("b-1", "")
     assert [(d.call.node, d.final) for d in execution.take_ready()] == [("c", True)]
+
+
+@given(run=runs(), quoting=st.sets(st.integers(0, 11)), pausing=st.sets(st.integers(0, 11)))
+def test_sent_at_once_a_call_waits_for_what_no_gateway_sees_to(run: Run, quoting: set[int], pausing: set[int]) -> None:
+    calls = tuple(
+        replace(
+            call,
+            prompt=(*call.prompt, *(Piece(answer_of=node) for node in call.parents if index in quoting)),
+            pause_s=float(index in pausing),
+        )
+        for index, call in enumerate(run.calls)
+    )
+    execution, sent = Execution(Run("w", calls), 7.0, at_once=True), list[Dispatch]()
+    while not execution.done:
+        ready = execution.take_ready()
+        sent += ready
+        for dispatch in ready:
+            call = dispatch.call
+            left_to_it = () if call.pause_s else call.quoted
+            assert {*call.parents, *call.after} - {*left_to_it} <= execution.outputs.keys()
+            if not call.pause_s and call.quoted.issuperset(call.parents) and not call.after:
+                assert dispatch.due_s == 7.0
+        unanswered = [one.call.node for one in sent if one.call.node not in execution.outputs]
+        execution.answer(unanswered[0], "", 8.0)
+    assert sorted(one.call.node for one in sent) == sorted(call.node for call in calls)
+    assert [one.final for one in sent] == [False] * (len(sent) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("workload", "first"),
+    [(Coding.small(), None), (Summarize.small(), None), (Search.small(), {"query-1"}), (Composite.small(), None)],
+)
+def test_of_the_four_only_queries_wait_for_their_user_when_sent_at_once(
+    workload: Workload, first: set[str] | None
+) -> None:
+    run = workload.plan(Random(3))
+    sent = {dispatch.call.node for dispatch in Execution(run, at_once=True).take_ready()}
+    asked_later = {call.node for call in run.calls if call.after}
+    assert sent == (first or {call.node for call in run.calls} - asked_later)
 
 
 @pytest.mark.parametrize(

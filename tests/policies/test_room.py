@@ -1,7 +1,7 @@
 import pytest
 
-from policies.interface import Objective, WorkflowSignals
-from policies.room import BACK_S, DOWN, SETTLE_S, UP, Trimmed, used
+from policies.interface import Objective, Signals, WorkflowSignals
+from policies.room import BACK_S, SETTLE_S, UP, Trimmed, trim, used
 
 
 def test_the_most_pressed_objective_counts() -> None:
@@ -24,7 +24,7 @@ def test_what_the_gate_held_is_not_the_engines_time() -> None:
 
 def test_it_goes_down_where_there_is_room_and_no_further_than_that() -> None:
     full = Trimmed()
-    assert full.step(0.0, 0.1, least=0.6) == Trimmed(1 - DOWN, 0.0), "a step at most"
+    assert full.step(0.0, 0.1, least=0.6) == Trimmed(0.6, 0.0)
     assert full.step(0.0, 0.76, least=0.6).part == pytest.approx((0.76 / 0.95) ** 0.5)
     assert full.step(0.0, 0.85, least=0.6) == full, "too little room to try"
     low = Trimmed(0.65, 0.0)
@@ -43,3 +43,15 @@ def test_it_goes_back_up_within_seconds_where_there_is_none() -> None:
 
 def test_its_state_is_plain() -> None:
     assert Trimmed.of(Trimmed(0.7, 12.0).state()) == Trimmed(0.7, 12.0) and Trimmed.of(None) == Trimmed()
+
+
+def test_it_stays_while_nothing_comes_and_goes_when_nothing_is_asked_for_any_more() -> None:
+    asked, low = Objective(itl_p95_s=0.02), Trimmed(0.7, 5.0)
+
+    def after(one: WorkflowSignals, before: Trimmed) -> Trimmed | None:
+        found = trim(before, Signals(9.0, {"search": one}), least=0.6)
+        return found and found[0]
+
+    assert after(WorkflowSignals(asked), low) == low
+    assert after(WorkflowSignals(asked), Trimmed()) is None and after(WorkflowSignals(), low) is None
+    assert after(WorkflowSignals(asked, itl_p95_s=0.001), Trimmed()) == Trimmed(0.6, 9.0)

@@ -63,11 +63,14 @@ def test_without_an_objective_or_a_range_no_setting_is_touched(policy: Policy, s
         assert decisions[-1].reason
 
 
-def test_hierarchical_lets_the_gate_settle_first(signals: Make, search: Search) -> None:
+def test_hierarchical_trims_what_the_gate_leaves(signals: Make, search: Search) -> None:
+    """At once; and takes it back, while the gate goes on, when there is less."""
     calm = signals(devices=CAPABLE, search=search(2.0, objective=ASKED, itl_p95_s=0.005))
-    decisions, _ = run(Hierarchical(), calm, 100)
-    assert decisions[0].release and not decisions[int(SETTLE_S) - 1].sm_clock_mhz
-    assert all(decision.release for decision in decisions) and decisions[-1].sm_clock_mhz
+    decisions, state = run(Hierarchical(), calm, 1)
+    assert decisions[0].release and decisions[0].sm_clock_mhz == {GPU: pytest.approx(0.6 * 1980)}
+    slow = replace(calm, now=calm.now + BACK_S, workflows={"search": search(2.0, objective=ASKED, itl_p95_s=0.0195)})
+    decisions, _ = run(Hierarchical(), slow, 1, state)
+    assert decisions[0].sm_clock_mhz == {GPU: pytest.approx(0.7 * 1980)} and decisions[0].release
 
 
 def test_hierarchical_takes_the_cap_where_clocks_cannot_be_set(signals: Make, search: Search) -> None:

@@ -8,6 +8,8 @@ from proxy.config import Config, ConfigError, Key, Relative, load, parse
 from proxy.keys import Keys
 
 ENGINE = {"name": "e1", "kind": "openai", "url": "http://127.0.0.1:9000"}
+PARROT = {"name": "p", "kind": "parrot", "url": "http://127.0.0.1:9000"}
+EGRESS = {"engine": "e1", "key": "0123456789abcdef"}
 MINIMAL = """
 listen: {host: 127.0.0.1, port: 8080}
 engines: [{name: e1, kind: openai, url: "http://127.0.0.1:9000"}]
@@ -65,6 +67,12 @@ def test_an_unknown_key_is_named_with_the_nearest_right_one(data: dict[str, Any]
         ({"engines": [{**ENGINE, "url": "gpu1:8000"}]}, "url must begin with http:// or https://, not 'gpu1:8000'"),
         ({"limits": {"paths": ["/rerank", "score"]}}, "limits: paths must begin with /, as in '/rerank', not 'score'"),
         ({"engines": [{**ENGINE, "model_path": "/m.gguf"}]}, "model_path is for kind embedded alone"),
+        ({"engines": [{**ENGINE, "egress": EGRESS}]}, "egress is for kind parrot alone"),
+        ({"engines": [{**PARROT, "egress": EGRESS}]}, "egress.engine 'e1' is no other engine; known: none"),
+        ({"engines": [ENGINE, PARROT, {**PARROT, "name": "q", "egress": {**EGRESS, "engine": "p"}}]}, "known: e1"),
+        ({"engines": [ENGINE, {**PARROT, "egress": {"engine": "e1"}}]}, "an egress needs a key"),
+        ({"engines": [ENGINE, {**PARROT, "egress": {**EGRESS, "key_file": "k"}}]}, "an egress needs a key"),
+        ({"engines": [ENGINE, {**PARROT, "egress": EGRESS, "devices": ["local/gpu:0"]}]}, "those of engine e1"),
         ({"engines": [{**ENGINE, "devices": ["gpu:0"]}]}, "device 'gpu:0' is not of the form host/gpu:0"),
         ({"engines": [{**ENGINE, "devices": ["h9/gpu:0"]}]}, "unknown host; known: local"),
         ({"engines": [{**ENGINE, "name": "e 1"}]}, "(got 'e 1')"),

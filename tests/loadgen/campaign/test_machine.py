@@ -74,6 +74,24 @@ def test_knobs_are_turned_when_they_change_and_only_then(
     assert narrow.get("gpu") == "h200"
 
 
+def test_an_engine_behind_a_gateway_is_chosen_by_its_model(served: list[tuple[Load, Target]]) -> None:
+    machine = Machine.model_validate(
+        {"url": "http://127.0.0.1:9", "model": "m", "is": {"gpu": "h200"}, "models": {"vllm": "llama", "parrot": "by"}}
+    )
+    knobs = "knobs: {engine: [vllm, parrot, tgi], mode: [nodes]}"
+    text = CAMPAIGN.replace("knobs: {max_num_seqs: [8, 64], in_flight: [1, null]}", knobs)
+    here = machine.campaign(parse(text))
+    vllm, parrot, other = cells(here)
+    for cell in (vllm, parrot):
+        OverHttp(machine)(here, Trial(cell, 1))
+    assert [(target.model, target.mode) for _, target in served] == [("llama", "nodes"), ("by", "nodes")]
+    with pytest.raises(NotPossibleHere, match="no model under `models` is served by engine 'tgi'"):
+        OverHttp(machine)(here, Trial(other, 1))
+    wrong = machine.campaign(parse(text.replace("[nodes]", "[dag]")))
+    with pytest.raises(NotPossibleHere, match="mode must be one of calls, pasted, nodes, got 'dag'"):
+        OverHttp(machine)(wrong, Trial(cells(wrong)[0], 1))
+
+
 def test_what_the_machine_cannot_turn_is_not_tried(campaign: Campaign, served: list[tuple[Load, Target]]) -> None:
     machine = Machine.model_validate({"url": "http://127.0.0.1:9", "is": {"gpu": "h200"}})
     here = machine.campaign(campaign)

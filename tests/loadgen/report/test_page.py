@@ -17,6 +17,7 @@ name: little
 title: Little & often
 question: Does it fall?
 source: a paper
+worth: [It says <little>.]
 repeats: 2
 fixed: {users: 3, output_tokens: 20}
 workloads: {short: {workload: search, fields: {queries: [2, 2]}}}
@@ -46,6 +47,7 @@ def test_a_report_opens_with_what_was_claimed_and_seen_and_needs_nothing_beside_
     assert not re.search("(src|href)=", page.replace(script(), ""))
     body = page[page.index("<body>") :]
     assert body.index("a model&#x27;s figures") < body.index("<h2>What was claimed") < body.index("<h2>Figures")
+    assert body.index("It says &lt;little&gt;.") < body.index("<h2>What was claimed")
     assert "It &lt;falls&gt;." in body and "Little &amp; often" in body
     assert "vllm falls throughout: <span class='agrees'>agrees</span>" in body
     assert "vllm: emulated; parrot: not possible: the emulator has no engine &#x27;parrot&#x27;" in body

@@ -118,7 +118,7 @@ def test_embedded_is_found_and_serves_the_demo_model_by_its_name() -> None:
 def test_an_unknown_kind_lists_the_known_ones() -> None:
     with pytest.raises(ConfigError) as error:
         load_engine(CONFIG.model_copy(update={"kind": "vlm"}))
-    assert str(error.value) == "engine e1: unknown kind 'vlm'; known kinds: embedded, llamacpp, openai, vllm"
+    assert str(error.value) == "engine e1: unknown kind 'vlm'; known kinds: embedded, llamacpp, openai, parrot, vllm"
 
 
 def test_a_registration_that_leads_nowhere_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
