@@ -214,8 +214,11 @@ class Bound:
                 if not done and not call.began.is_set():
                     await self._look(session)
             if not call.answer.done():
-                if lost is not None and (lost.done() or call.hopeless):
-                    raise await lost
+                if lost is not None and lost.done():
+                    raise lost.result()
+                if node is not None and call.hopeless:
+                    await node.answered()
+                    raise Dropped("a call that this one names failed here, and was answered after all")
                 await poll  # which has failed, or else was answered by somebody else
                 raise CoreFault("Parrot's engine does not go through the gateway; its base_url must be the egress's")
             answer = call.answer.result()
