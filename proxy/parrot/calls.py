@@ -193,7 +193,7 @@ async def _gathered(call: Call, lane: Lane, reply: Any) -> Answer:
         raise Dropped(f"engine {lane.name} behind it refused inside its stream")
     if said is None:
         raise Dropped(f"engine {lane.name} behind it ended its stream before its answer was complete")
-    text = None if said.reasoning and not said.text else said.text
+    text = None if said.beside and not said.text else said.text
     return Answer(200, list(STREAM), said.stream(call.path), text)
 
 

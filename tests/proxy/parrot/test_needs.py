@@ -53,7 +53,12 @@ class Run:
         body: Any = {"model": "parrot/m", "messages": [{"role": "user", "content": text}], **more}
         bound = self.world.upstream.bind(SimpleNamespace(run=self.run), None)
         reply = await bound.send_node(node, b"POST", b"/v1/chat/completions", [], orjson.dumps(body))
-        said = orjson.loads(await reply.rest())
+        content = await reply.rest()
+        if more.get("stream") is True:
+            for frame in content.split(b"\n\n"):
+                call.answer.frame(frame)
+            return reply.status, call.answer.text or ""
+        said = orjson.loads(content)
         call.answer.whole(said)
         return reply.status, said["choices"][0]["message"]["content"] if reply.status < 400 else str(reply.status)
 
@@ -126,6 +131,14 @@ async def test_the_engines_own_no_is_a_424_for_who_follows(world: Any) -> None:
     world.behind.status = 400
     b, a = await Run(world).all([("b", "{{node:a}}"), ("a", "one")])
     assert a == "400" and b.status == 424 and seen(world) == ["one"]
+
+
+@pytest.mark.parametrize("says", ["reasoning", "reasoning_content", "refusal"])
+async def test_an_answer_without_a_text_is_its_consumers_424(world: Any, says: str) -> None:
+    run, world.behind.says = Run(world), says
+    b, a = await asyncio.gather(run.call("b", "{{node:a}}"), run.call("a", "one", stream=True), return_exceptions=True)
+    assert a == "" and isinstance(b, Refusal) and (b.status, b.code) == (424, "node_without_text")
+    assert seen(world) == ["one"]
 
 
 async def test_a_producer_whose_client_left_is_lost_to_its_consumers(world: Any) -> None:
