@@ -23,6 +23,7 @@ from proxy.route import Lane
 from proxy.upstream import Dropped, Header, Unreachable
 
 _PREFIX = "joulegate-"
+_OWED_S = 600.0  # Parrot may have lost what nobody waits for: a session that nobody uses lives no longer there
 _PASSED_ON = range(400, 500)  # the engine's own word on the request, which is the client's to read
 
 
@@ -111,6 +112,8 @@ class Calls:
     def close(self, call: Call) -> None:
         call.leave()
         del self._calls[call.id]
+        if call.id in self._owed:
+            asyncio.get_running_loop().call_later(_OWED_S, self.lost, call.id)
 
     def find(self, stop: Any) -> Call | None:
         """The call whose id is in a list of stop strings, as Parrot brings it."""

@@ -133,6 +133,17 @@ async def test_a_call_whose_client_left_in_parrots_queue_never_reaches_the_engin
     assert world.behind.seen == [] and world.core.dead is None
 
 
+async def test_what_parrot_never_brings_is_not_owed_for_good(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.core.has_engine = False
+    task = asyncio.create_task(world.ask())
+    await asyncio.wait_for(world.core.activated.wait(), 5)
+    monkeypatch.setattr("proxy.parrot.calls._OWED_S", 0.01)
+    await asyncio.sleep(0.05)
+    assert not world.engine._calls.none_owed.is_set(), "its client waits"
+    task.cancel()
+    await asyncio.wait_for(world.engine._calls.none_owed.wait(), 5)
+
+
 async def test_twenty_at_once_get_each_its_own_answer(world: Any) -> None:
     said = [{"role": "user", "content": f"number {n}"} for n in range(20)]
     replies = await asyncio.gather(*(world.ask(run=world.run(f"r{n}"), messages=[one]) for n, one in enumerate(said)))
