@@ -18,7 +18,6 @@ from proxy.energy.work import Progress
 from proxy.nodes.answer import Answer as Heard
 from proxy.parrot.answer import JSON, STREAM
 from proxy.parrot.gather import Gather
-from proxy.refusal import Refusal
 from proxy.route import Lane
 from proxy.upstream import Dropped, Header, Unreachable
 
@@ -145,7 +144,7 @@ class Calls:
                 call.progress.dispatched = clock.now()
                 self._start(call.progress)
             answer = await _exchange(call, lane)
-        except (OSError, Refusal) as error:
+        except Exception as error:  # a fault of ours, too, is the client's to hear of, and `forward`'s to log
             if not call.answer.done():
                 call.answer.set_exception(error)
                 call.answer.exception()  # looked at: a client that has left does not make it unheard

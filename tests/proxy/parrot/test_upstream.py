@@ -103,6 +103,19 @@ async def test_an_engine_that_breaks_off_its_stream_fails_the_call_alone(world: 
     assert (await world.ask(stream=True)).status == 200 and world.core.dead is None
 
 
+async def test_a_fault_of_ours_is_the_clients_failure_and_nobody_elses(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Any) -> None:
+        raise KeyError("a prompt")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("proxy.parrot.calls._exchange", stumble)
+        with pytest.raises(KeyError):
+            await world.ask()
+    assert (await world.ask()).status == 200 and world.core.dead is None
+
+
 async def test_an_engine_that_is_gone_fails_the_call_alone(world: Any) -> None:
     world.lane.upstream = type(world.lane.upstream)("http://127.0.0.1:1", 1.0)
     with pytest.raises(Unreachable):
