@@ -67,7 +67,7 @@ class Relay:
             raise Broken(f"engine {lane.name} is out of service", "no_engine", 503)
         reply: Answering | None = None
         try:
-            with Deadline(task, self.limits.first_byte_seconds, ends) as deadline:
+            with Deadline(task, self.limits.first_byte_seconds, ends, lane.deadlines) as deadline:
                 if self.native is None:
                     reply = await self.upstream.send(b"POST", self._target(), headers, raw)
                 else:
