@@ -252,6 +252,15 @@ class NodeCall:
         finally:
             self.nodes.held -= 1
 
+    async def answered(self) -> None:
+        """Wait until all that the text names have answered, however long that takes. Raises Refusal where one never
+        will."""
+        node = self.call.node
+        while node.missing:
+            await self.nodes.change(self.call)
+        if node.refusal is not None:
+            raise node.refusal
+
     async def lost(self) -> Refusal:
         """Wait until it is known that the call cannot run. Returns then alone: cancel it."""
         node = self.call.node
