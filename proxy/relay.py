@@ -153,7 +153,8 @@ class Relay:
                         itl.observe(now - last_at)
                     before, last_at = seen, now
                 if frames.done:
-                    self.result = reply.status, Outcome.OK  # a client that leaves now has everything
+                    # A client that leaves now has everything.
+                    self.result = reply.status, Outcome.OK if frames.error is None else Outcome.FAILED
                 if out:
                     await client.send(out, more=True)
                 deadline.wait()

@@ -27,7 +27,7 @@ from benchmarks.policies.change import change
 from benchmarks.policies.compare import compare
 from benchmarks.policies.front import front
 from benchmarks.policies.kept import Kept, Part, complete, of_policies
-from benchmarks.policies.parts import MAIN_S, parts
+from benchmarks.policies.parts import MAIN_S, POLICIES, parts
 from benchmarks.processes import ROOT
 
 RESULTS = Path("docs/results/policies")
@@ -43,7 +43,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two seeds, patience 3 s, shorter runs: a minute")
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--side-seeds", type=int, default=SEEDS, help="seeds where patience is not 3 s")
     parser.add_argument("--patience", type=float, nargs="+", default=PATIENCES, metavar="S", help="3 is always among")
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES), help="others are left out")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     parser.add_argument("--only", default="", help="cells whose name contains this")
     parser.add_argument("--out", type=Path, help="where the results are written")
@@ -58,7 +60,8 @@ def main() -> int:
     console.print(CAVEAT, style="yellow")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     kept, began = Kept(options.kept), time.time()
-    of_cell = {(cell, at): parts(cell, at, seeds, size) for cell in cells for at in patiences}
+    seeds_at = {at: seeds if at == MAIN_S else min(seeds, options.side_seeds) for at in patiences}
+    of_cell = {(cell, at): parts(cell, at, seeds_at[at], size, options.policies) for cell in cells for at in patiences}
     follow = Part(f"change, {seeds} seeds", of_policies(), change, (seeds,))
     fronts = Part(f"front, {seeds} seeds", of_policies(), front, (seeds,))
     # What the bars need first, and of that the dear ones, so that nobody waits for them alone in the end.
@@ -97,7 +100,7 @@ def main() -> int:
         "caveat": CAVEAT,
         "command": " ".join(("python -m benchmarks.policies", *sys.argv[1:])),
         "machine": about,
-        "seeds": seeds,
+        "seeds": {f"{at:g}": count for at, count in seeds_at.items()},
         "bars": [bar.__dict__ for bar in verdicts],
         "change": kept.read(follow),
         "front": kept.read(fronts),

@@ -1,6 +1,6 @@
 """What the benchmark computes of a cell, in parts that are kept: the default with its oracles, and each policy."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Any
@@ -28,13 +28,15 @@ POLICIES: dict[str, Callable[[], Policy]] = {
 RECOMMENDED = ("company", "hierarchical")
 
 
-def parts(cell: Cell, patience_s: float, seeds: int, size: float) -> list[Part]:
-    """What there is to compute of a cell at a patience: the default with its oracles, and each policy.
+def parts(
+    cell: Cell, patience_s: float, seeds: int, size: float, policies: Collection[str] = tuple(POLICIES)
+) -> list[Part]:
+    """What there is to compute of a cell at a patience: the default with its oracles, and each of these policies.
 
     Without patience there is nothing to hold, and a gate's oracle nothing to find.
     """
     about, arguments = f"{cell}, {patience_s:g} s of patience, {seeds} seeds of {size:g}", (patience_s, seeds, size)
-    names = POLICIES if patience_s == MAIN_S else RECOMMENDED
+    names = [name for name in POLICIES if name in policies and (patience_s == MAIN_S or name in RECOMMENDED)]
     return [
         Part(f"{about}, fixed", of_engine(), fixed, (cell, *arguments)),
         *(Part(f"{about}, {name}", of_policies(), under, (name, cell, *arguments)) for name in names),

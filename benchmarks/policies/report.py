@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.policies.bars import is_reached
+from benchmarks.policies.parts import MAIN_S, RECOMMENDED
+
 NAMES = ("company", "hierarchical", "clocks", "powercap", "paper")
 
 
@@ -13,7 +16,7 @@ def tables(data: dict[str, Any]) -> str:
 
 
 def _lines(data: dict[str, Any]) -> Iterator[str]:
-    yield f"{data['caveat']} {data['seeds']} seeds, commit {data['machine']['commit']}."
+    yield f"{data['caveat']} Commit {data['machine']['commit']}."
     yield ""
     yield from ("| bar | | seen |", "|---|---|---|")
     for bar in data["bars"]:
@@ -23,7 +26,8 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
         names = [name for name in NAMES if name in rows[0][1]]
         oracles = [name for name in ("oracle of company", "oracle of hierarchical") if name in rows[0][1]]
         yield ""
-        yield f"Patience {patience} s: % of the default's joules saved, ± half a 95 % interval (points more late)"
+        about = f"Patience {patience} s, {data['seeds'][patience]} seeds"
+        yield f"{about}: % of the default's joules saved, ± half a 95 % interval (points more late)"
         yield ""
         yield f"| cell | default, J/run | {' | '.join([*names, *oracles])} | best setting | wait, company |"
         yield "|" + "---|" * (4 + len(names) + len(oracles))
@@ -33,6 +37,13 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
             waits = f"{row['company']['wait_p95_s']:.1f} s p95"
             default = f"{row['default']['j_per_run']['mean']:.0f}"
             yield f"| {' | '.join([cell['cell'], default, *cells, best, waits])} |"
+    yield ""
+    yield f"After 60 s, {MAIN_S:g} s of patience: % of joules for an output token saved, and by the oracle"
+    yield ""
+    yield "| cell | company | its oracle | | hierarchical | its oracle | |"
+    yield "|---|---|---|---|---|---|---|"
+    for cell in data["cells"]:
+        yield f"| {cell['cell']} | {' | '.join(_beside(cell['patience'][f'{MAIN_S:g}']['rows']))} |"
     yield ""
     yield "A load that changes (search, h200, patience 3 s): % of joules for an output token saved, 60 s after a change"
     yield ""
@@ -48,6 +59,13 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
     yield "|" + "---|" * (1 + len(data["front"]))
     for name in next(iter(data["front"].values())):
         yield f"| {name} | {' | '.join(_point(rows[name]) for rows in data['front'].values())} |"
+
+
+def _beside(rows: dict[str, Any]) -> Iterator[str]:
+    for name in RECOMMENDED:
+        mine, oracle = rows[name]["converged"], rows[f"oracle of {name}"]["converged"]
+        yield from (_percent(mine), _percent(oracle))
+        yield "" if is_reached(mine["mean"], oracle["mean"]) else "missed"
 
 
 def _point(row: dict[str, Any]) -> str:

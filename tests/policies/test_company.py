@@ -173,19 +173,21 @@ def test_while_nothing_comes_it_stays_as_it_was(signals: Make, search: Search) -
     assert decide(signals(search=seldom), HELD).reason.startswith("let go"), "what comes says that it does not pay"
 
 
-def test_in_chains_less_joins_the_busier_the_engine_is(signals: Make, search: Search) -> None:
-    for rate, part in ((0.02, 0.5), (20.0, 0.34)):
-        chain = search(rate, 60.0 if rate < 1 else 3.0, 2.0 if rate < 1 else 0.8, depth=5.0)
-        assert decide(signals(search=chain)).release["search"].join_part == pytest.approx(part, abs=0.01)
-        assert decide(signals(search=replace(chain, depth=1.0))).release["search"].join_part != pytest.approx(part)
+def test_in_chains_less_joins_the_likelier_somebody_else_comes_meanwhile(signals: Make, search: Search) -> None:
+    for rate, hold_s, part in ((0.02, 60.0, 0.5 - 0.16 * (1 - exp(-0.4))), (20.0, 3.0, 0.34)):
+        chain = search(rate, hold_s, 2.0 if rate < 1 else 0.8, depth=5.0)
+        state = {"held": {"search": [hold_s, 0.0, 0.0]}, "limits": {}, "kv": {}}
+        assert decide(signals(search=chain), state).release["search"].join_part == pytest.approx(part, abs=0.001)
+        single = replace(chain, depth=1.0)
+        assert decide(signals(search=single), state).release["search"].join_part != pytest.approx(part, abs=0.001)
 
 
 def test_chains_that_cannot_wait_for_the_end_of_another_join_it(signals: Make, search: Search) -> None:
     """Served for 12 s, held for 3 at most: three quarters of them cannot."""
     slow = search(0.05, 3.0, served_s=12.0, depth=5.0)
-    busy = 1 - exp(-0.05 * 12)
+    company = 1 - exp(-0.05 * 3)
     part = decide(signals(search=slow)).release["search"].join_part
-    assert part == pytest.approx(0.75 + (0.34 - 0.75) * busy)
+    assert part == pytest.approx(0.75 + (0.34 - 0.75) * company)
 
 
 def test_without_prices_it_refuses(signals: Make, search: Search) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from policies.interface import Objective, Signals, WorkflowSignals
+from policies.interface import EngineSignals, Objective, Signals, WorkflowSignals
 from policies.room import BACK_S, SETTLE_S, UP, Trimmed, trim, used
 
 
@@ -55,3 +55,19 @@ def test_it_stays_while_nothing_comes_and_goes_when_nothing_is_asked_for_any_mor
     assert after(WorkflowSignals(asked), low) == low
     assert after(WorkflowSignals(asked), Trimmed()) is None and after(WorkflowSignals(), low) is None
     assert after(WorkflowSignals(asked, itl_p95_s=0.001), Trimmed()) == Trimmed(0.6, 9.0)
+
+
+def test_a_fuller_cache_leaves_less_of_the_speed_to_give_away() -> None:
+    """Requests stay longer in it when they are slower: it has to hold half as much again."""
+    seen = {"search": WorkflowSignals(Objective(itl_p95_s=0.02), itl_p95_s=0.001)}
+
+    def part(*usage: float | None, up: bool = True, before: Trimmed | None = None) -> float:
+        engines = {str(place): EngineSignals(up, kv_usage=one) for place, one in enumerate(usage)}
+        found = trim(before or Trimmed(), Signals(9.0, seen, engines), least=0.6)
+        assert found is not None
+        return found[0].part
+
+    assert part(None) == part(0.1) == part(0.9, up=False) == 0.6
+    assert part(0.1, 0.49) == pytest.approx(0.7)
+    assert part(0.8) == 1.0
+    assert part(0.8, before=Trimmed(0.6, 8.0)) == 1.0, "at once"

@@ -27,6 +27,8 @@ def test_a_cells_parts_make_its_figures() -> None:
 def test_every_policy_and_two_oracles_are_compared_where_there_is_patience() -> None:
     names = [part.name.rpartition(", ")[2] for part in parts(CELL, 3.0, 1, 1.0)]
     assert names == ["fixed", "company", "hierarchical", "clocks", "powercap", "paper"]
+    few = parts(CELL, 3.0, 1, 1.0, ["paper", "hierarchical"])
+    assert [part.name.rpartition(", ")[2] for part in few] == ["fixed", "hierarchical", "paper"]
     assert len({part.name for at in (0.0, 3.0, 30.0) for part in parts(CELL, at, 1, 1.0)}) == 3 + 6 + 3
 
 
