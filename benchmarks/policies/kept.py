@@ -6,7 +6,7 @@ A run that is broken off, or one after a change of some files, computes what is 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,17 +72,25 @@ class Kept:
 
 
 def complete(parts: Iterable[Part], kept: Kept, pool: Executor, told: Callable[[Part], None]) -> None:
-    """Compute those that are missing, the first ones first; `told` hears of each as soon as it is there."""
-    waiting = {}
+    """Compute those that are missing, the first ones first; `told` hears of each as soon as it is there.
+
+    One that fails stops no other: its error is raised in the end.
+    """
+    waiting: dict[Future[Any], Part] = {}
+    failed: BaseException | None = None
     for part in parts:
         if kept.has(part):
             told(part)
         else:
             waiting[pool.submit(part.work, *part.arguments)] = part
     for done in as_completed(waiting):
-        part = waiting[done]
-        kept.keep(part, done.result())
-        told(part)
+        if (error := done.exception()) is None:
+            kept.keep(waiting[done], done.result())
+            told(waiting[done])
+        else:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 @cache

@@ -55,24 +55,28 @@ class Oracle:
         return mean_saved(self.default[:seeds], trials), is_kept(self.default[:seeds], trials)
 
     def best(self, settings: Iterable[Setting], seeds: int, count: int) -> list[Setting]:
-        """Those that save most, of those that keep the objectives.
+        """Those that save most, of those that keep the objectives."""
+        found = [
+            (saved, setting)
+            for setting in dict.fromkeys(settings)
+            for saved, kept in [self.saved(setting, seeds)]
+            if kept
+        ]
+        return [setting for _, setting in sorted(found, reverse=True)[:count]]
 
-        After the first seed half of them go on: settings that differ by so little that one seed would mistake the worse
-        half for the better one differ by next to nothing.
+    def coarse(self, settings: Iterable[Setting], count: int) -> list[Setting]:
+        """The best over `SEEDS`; after the first of them the better half goes on, and the default.
+
+        Settings that differ by so little that one seed would mistake the worse half for the better differ by next to
+        nothing.
         """
-        left = list(dict.fromkeys(settings))
-        if seeds > 1 and len(left) > 2 * count:
-            left = self._ranked(left, 1)[: max(count, ceil(len(left) / 2))]
-        return self._ranked(left, seeds)[:count]
-
-    def _ranked(self, settings: Iterable[Setting], seeds: int) -> list[Setting]:
-        found = [(saved, setting) for setting in settings for saved, kept in [self.saved(setting, seeds)] if kept]
-        return [setting for _, setting in sorted(found, reverse=True)]
+        tried = list(dict.fromkeys((Setting(), *settings)))
+        half = self.best(tried, 1, max(count, ceil(len(tried) / 2)))
+        return self.best((Setting(), *half), SEEDS, count)
 
     def of_gate(self) -> Setting:
         """Over when requests go and how many are in flight; the default may be the answer."""
-        coarse = [Setting(), *(Setting(hold, join) for hold in HOLDS for join in JOINS)]
-        (top,) = self.best(coarse, SEEDS, 1)
+        (top,) = self.coarse((Setting(hold, join) for hold in HOLDS for join in JOINS), 1)
         near = [replace(top, limit=limit) for limit in LIMITS]
         if top.hold:
             joins = [top.join + by for by in (-FINE_JOIN, FINE_JOIN)] if top.join < inf else []
@@ -80,13 +84,13 @@ class Oracle:
             near += [
                 replace(top, hold=(low + high) / 2) for low, high in pairwise((0.0, *HOLDS)) if top.hold in (low, high)
             ]
-        finalists = self.best([Setting(), top, *near], SEEDS, FINALISTS)
+        finalists = self.coarse([top, *near], FINALISTS)
         return self._final(finalists)
 
     def with_clock(self, gate: Setting) -> Setting:
         """Over the clock too, at the gate's best and at its default."""
         tried = [replace(base, clock=clock) for base in dict.fromkeys((gate, Setting())) for clock in CLOCKS]
-        return self._final([gate, *self.best(tried, SEEDS, FINALISTS - 1)])
+        return self._final([gate, *self.coarse(tried, FINALISTS - 1)])
 
     def _final(self, settings: Sequence[Setting]) -> Setting:
         found = self.best([Setting(), *settings], len(self.default), 1)

@@ -72,6 +72,13 @@ def test_what_ended_before_an_interruption_is_there(tmp_path: Path) -> None:
     assert kept.has(part("a", 1)) and not kept.has(part("b", -1))
 
 
+def test_one_that_fails_stops_no_other(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    with pytest.raises(ValueError, match="interrupted"):
+        complete([part("a", -1), part("b", 2)], kept, Here(), lambda _: None)
+    assert kept.has(part("b", 2)) and not kept.has(part("a", -1))
+
+
 def test_a_change_of_a_policy_leaves_the_oracles_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("policies/company.py", "policies/static.py", "emulator/core/machine.py"):
         file = tmp_path / name
