@@ -14,17 +14,15 @@ from typing import Any
 
 from benchmarks.processes import ROOT
 
-_ENGINE = (
+_TRIALS = (
     *("emulator/core/**/*", "emulator/presets/**/*", "emulator/*.py", "loadgen/*.py", "loadgen/texts/**/*"),
-    *(
-        "benchmarks/sim.py",
-        *(f"benchmarks/policies/{name}.py" for name in ("cells", "oracle", "parts", "trial", "work")),
-    ),
+    *("benchmarks/sim.py", *(f"benchmarks/policies/{name}.py" for name in ("cells", "parts", "trial", "work"))),
     *("proxy/gate.py", "proxy/expected.py", "proxy/energy/prior*"),
     *("policies/interface.py", "policies/static.py", "policies/observe.py"),
 )
+_ORACLES = (*_TRIALS, "benchmarks/policies/oracle.py")
 _POLICIES = (
-    *_ENGINE,
+    *_TRIALS,
     *(f"benchmarks/policies/{name}.py" for name in ("change", "front", "observing")),
     *("policies/*.py", "proxy/control/learner.py"),
 )
@@ -94,9 +92,9 @@ def complete(parts: Iterable[Part], kept: Kept, pool: Executor, told: Callable[[
 
 
 @cache
-def of_engine() -> str:
-    """A digest of what fixed settings run through."""
-    return _digest(_ENGINE)
+def of_oracles() -> str:
+    """A digest of what fixed settings run through, and how they are found."""
+    return _digest(_ORACLES)
 
 
 @cache

@@ -64,19 +64,30 @@ class Oracle:
         ]
         return [setting for _, setting in sorted(found, reverse=True)[:count]]
 
-    def coarse(self, settings: Iterable[Setting], count: int) -> list[Setting]:
-        """The best over `SEEDS`; after the first of them the better half goes on, and the default.
+    def coarse(self, settings: Iterable[Setting]) -> list[Setting]:
+        """The best first, over `SEEDS`; after the first of them the better half goes on, and the default.
 
         Settings that differ by so little that one seed would mistake the worse half for the better differ by next to
         nothing.
         """
         tried = list(dict.fromkeys((Setting(), *settings)))
-        half = self.best(tried, 1, max(count, ceil(len(tried) / 2)))
-        return self.best((Setting(), *half), SEEDS, count)
+        half = self.best(tried, 1, ceil(len(tried) / 2))
+        return self.best((Setting(), *half), SEEDS, len(tried))
+
+    def final(self, ranked: Iterable[Setting]) -> Setting:
+        """The best over all seeds of the first `FINALISTS` of these that keep the objectives there, and the default."""
+        found: list[Setting] = []
+        for setting in ranked:
+            if len(found) == FINALISTS:
+                break
+            if self.saved(setting, len(self.default))[1]:
+                found.append(setting)
+        return self.best((Setting(), *found), len(self.default), 1)[0]
 
     def of_gate(self) -> Setting:
         """Over when requests go and how many are in flight; the default may be the answer."""
-        (top,) = self.coarse((Setting(hold, join) for hold in HOLDS for join in JOINS), 1)
+        coarse = self.coarse(Setting(hold, join) for hold in HOLDS for join in JOINS)
+        top = coarse[0]
         near = [replace(top, limit=limit) for limit in LIMITS]
         if top.hold:
             joins = [top.join + by for by in (-FINE_JOIN, FINE_JOIN)] if top.join < inf else []
@@ -84,17 +95,13 @@ class Oracle:
             near += [
                 replace(top, hold=(low + high) / 2) for low, high in pairwise((0.0, *HOLDS)) if top.hold in (low, high)
             ]
-        finalists = self.coarse([top, *near], FINALISTS)
-        return self._final(finalists)
+        return self.final(self.best((*coarse, *self.coarse(near)), SEEDS, len(coarse) + len(near)))
 
     def with_clock(self, gate: Setting) -> Setting:
         """Over the clock too, at the gate's best and at its default."""
         tried = [replace(base, clock=clock) for base in dict.fromkeys((gate, Setting())) for clock in CLOCKS]
-        return self._final([gate, *self.coarse(tried, FINALISTS - 1)])
-
-    def _final(self, settings: Sequence[Setting]) -> Setting:
-        found = self.best([Setting(), *settings], len(self.default), 1)
-        return found[0]
+        found = self.final(self.coarse(tried))
+        return self.best((gate, found), len(self.default), 1)[0]
 
 
 def mean_saved(default: Sequence[Trial], trials: Sequence[Trial]) -> float:
