@@ -98,8 +98,9 @@ class Oracle:
         return self.final(self.best((*coarse, *self.coarse(near)), SEEDS, len(coarse) + len(near)))
 
     def with_clock(self, gate: Setting) -> Setting:
-        """Over the clock too, at the gate's best and at its default."""
-        tried = [replace(base, clock=clock) for base in dict.fromkeys((gate, Setting())) for clock in CLOCKS]
+        """Over the clock too: at the gate's best, at half of that, for slow prompts leave less room, and at its default."""
+        bases = dict.fromkeys((gate, replace(gate, hold=gate.hold / 2), Setting()))
+        tried = [replace(base, clock=clock) for base in bases for clock in CLOCKS]
         found = self.final(self.coarse(tried))
         return self.best((gate, found), len(self.default), 1)[0]
 
