@@ -98,7 +98,7 @@ class Oracle:
         return self.final(self.best((*coarse, *self.coarse(near)), SEEDS, len(coarse) + len(near)))
 
     def with_clock(self, gate: Setting) -> Setting:
-        """Over the clock too: at the gate's best, at half of that, for slow prompts leave less room, and at its default."""
+        """Over the clock too: at the gate's best, at half its hold (slow prompts leave less room), at its default."""
         bases = dict.fromkeys((gate, replace(gate, hold=gate.hold / 2), Setting()))
         tried = [replace(base, clock=clock) for base in bases for clock in CLOCKS]
         found = self.final(self.coarse(tried))
