@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def main() -> int:
     about = machine.describe()
     data = {
         "caveat": CAVEAT,
-        "command": " ".join(("python -m benchmarks.policies", *sys.argv[1:])),
+        "command": " ".join(("python -m benchmarks.policies", *_asked(sys.argv[1:]))),
         "machine": about,
         "seeds": {f"{at:g}": count for at, count in seeds_at.items()},
         "bars": [bar.__dict__ for bar in verdicts],
@@ -113,6 +114,16 @@ def main() -> int:
     console.print(report.tables(data), markup=False, highlight=False)
     console.print(f"written to {out}")
     return 0 if all(bar.met for bar in verdicts) or partial else 1
+
+
+def _asked(arguments: list[str]) -> Iterator[str]:
+    """Without what changes no figure."""
+    words = iter(arguments)
+    for word in words:
+        if word in ("--out", "--kept", "--jobs"):
+            next(words, None)
+        else:
+            yield word
 
 
 def _told(cell: dict[str, Any], at: float) -> str:

@@ -6,7 +6,7 @@ A run that is broken off, or one after a change of some files, computes what is 
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import Executor, Future, as_completed
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -14,17 +14,15 @@ from typing import Any
 
 from benchmarks.processes import ROOT
 
-_ENGINE = (
+_TRIALS = (
     *("emulator/core/**/*", "emulator/presets/**/*", "emulator/*.py", "loadgen/*.py", "loadgen/texts/**/*"),
-    *(
-        "benchmarks/sim.py",
-        *(f"benchmarks/policies/{name}.py" for name in ("cells", "oracle", "parts", "trial", "work")),
-    ),
+    *("benchmarks/sim.py", *(f"benchmarks/policies/{name}.py" for name in ("cells", "parts", "trial", "work"))),
     *("proxy/gate.py", "proxy/expected.py", "proxy/energy/prior*"),
     *("policies/interface.py", "policies/static.py", "policies/observe.py"),
 )
+_ORACLES = (*_TRIALS, "benchmarks/policies/oracle.py")
 _POLICIES = (
-    *_ENGINE,
+    *_TRIALS,
     *(f"benchmarks/policies/{name}.py" for name in ("change", "front", "observing")),
     *("policies/*.py", "proxy/control/learner.py"),
 )
@@ -72,23 +70,31 @@ class Kept:
 
 
 def complete(parts: Iterable[Part], kept: Kept, pool: Executor, told: Callable[[Part], None]) -> None:
-    """Compute those that are missing, the first ones first; `told` hears of each as soon as it is there."""
-    waiting = {}
+    """Compute those that are missing, the first ones first; `told` hears of each as soon as it is there.
+
+    One that fails stops no other: its error is raised in the end.
+    """
+    waiting: dict[Future[Any], Part] = {}
+    failed: BaseException | None = None
     for part in parts:
         if kept.has(part):
             told(part)
         else:
             waiting[pool.submit(part.work, *part.arguments)] = part
     for done in as_completed(waiting):
-        part = waiting[done]
-        kept.keep(part, done.result())
-        told(part)
+        if (error := done.exception()) is None:
+            kept.keep(waiting[done], done.result())
+            told(waiting[done])
+        else:
+            failed = error
+    if failed is not None:
+        raise failed
 
 
 @cache
-def of_engine() -> str:
-    """A digest of what fixed settings run through."""
-    return _digest(_ENGINE)
+def of_oracles() -> str:
+    """A digest of what fixed settings run through, and how they are found."""
+    return _digest(_ORACLES)
 
 
 @cache

@@ -55,24 +55,39 @@ class Oracle:
         return mean_saved(self.default[:seeds], trials), is_kept(self.default[:seeds], trials)
 
     def best(self, settings: Iterable[Setting], seeds: int, count: int) -> list[Setting]:
-        """Those that save most, of those that keep the objectives.
+        """Those that save most, of those that keep the objectives."""
+        found = [
+            (saved, setting)
+            for setting in dict.fromkeys(settings)
+            for saved, kept in [self.saved(setting, seeds)]
+            if kept
+        ]
+        return [setting for _, setting in sorted(found, reverse=True)[:count]]
 
-        After the first seed half of them go on: settings that differ by so little that one seed would mistake the worse
-        half for the better one differ by next to nothing.
+    def coarse(self, settings: Iterable[Setting]) -> list[Setting]:
+        """The best first, over `SEEDS`; after the first of them the better half goes on, and the default.
+
+        Settings that differ by so little that one seed would mistake the worse half for the better differ by next to
+        nothing.
         """
-        left = list(dict.fromkeys(settings))
-        if seeds > 1 and len(left) > 2 * count:
-            left = self._ranked(left, 1)[: max(count, ceil(len(left) / 2))]
-        return self._ranked(left, seeds)[:count]
+        tried = list(dict.fromkeys((Setting(), *settings)))
+        half = self.best(tried, 1, ceil(len(tried) / 2))
+        return self.best((Setting(), *half), SEEDS, len(tried))
 
-    def _ranked(self, settings: Iterable[Setting], seeds: int) -> list[Setting]:
-        found = [(saved, setting) for setting in settings for saved, kept in [self.saved(setting, seeds)] if kept]
-        return [setting for _, setting in sorted(found, reverse=True)]
+    def final(self, ranked: Iterable[Setting]) -> Setting:
+        """The best over all seeds of the first `FINALISTS` of these that keep the objectives there, and the default."""
+        found: list[Setting] = []
+        for setting in ranked:
+            if len(found) == FINALISTS:
+                break
+            if self.saved(setting, len(self.default))[1]:
+                found.append(setting)
+        return self.best((Setting(), *found), len(self.default), 1)[0]
 
     def of_gate(self) -> Setting:
         """Over when requests go and how many are in flight; the default may be the answer."""
-        coarse = [Setting(), *(Setting(hold, join) for hold in HOLDS for join in JOINS)]
-        (top,) = self.best(coarse, SEEDS, 1)
+        coarse = self.coarse(Setting(hold, join) for hold in HOLDS for join in JOINS)
+        top = coarse[0]
         near = [replace(top, limit=limit) for limit in LIMITS]
         if top.hold:
             joins = [top.join + by for by in (-FINE_JOIN, FINE_JOIN)] if top.join < inf else []
@@ -80,17 +95,14 @@ class Oracle:
             near += [
                 replace(top, hold=(low + high) / 2) for low, high in pairwise((0.0, *HOLDS)) if top.hold in (low, high)
             ]
-        finalists = self.best([Setting(), top, *near], SEEDS, FINALISTS)
-        return self._final(finalists)
+        return self.final(self.best((*coarse, *self.coarse(near)), SEEDS, len(coarse) + len(near)))
 
     def with_clock(self, gate: Setting) -> Setting:
-        """Over the clock too, at the gate's best and at its default."""
-        tried = [replace(base, clock=clock) for base in dict.fromkeys((gate, Setting())) for clock in CLOCKS]
-        return self._final([gate, *self.best(tried, SEEDS, FINALISTS - 1)])
-
-    def _final(self, settings: Sequence[Setting]) -> Setting:
-        found = self.best([Setting(), *settings], len(self.default), 1)
-        return found[0]
+        """Over the clock too: at the gate's best, at half its hold (slow prompts leave less room), at its default."""
+        bases = dict.fromkeys((gate, replace(gate, hold=gate.hold / 2), Setting()))
+        tried = [replace(base, clock=clock) for base in bases for clock in CLOCKS]
+        found = self.final(self.coarse(tried))
+        return self.best((gate, found), len(self.default), 1)[0]
 
 
 def mean_saved(default: Sequence[Trial], trials: Sequence[Trial]) -> float:

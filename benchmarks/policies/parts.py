@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 from benchmarks.policies.cells import Cell
-from benchmarks.policies.kept import Part, of_engine, of_policies
+from benchmarks.policies.kept import Part, of_oracles, of_policies
 from benchmarks.policies.oracle import Oracle, Setting
 from benchmarks.policies.trial import Trial, trial
 from policies.clocks import Clocks
@@ -38,7 +38,7 @@ def parts(
     about, arguments = f"{cell}, {patience_s:g} s of patience, {seeds} seeds of {size:g}", (patience_s, seeds, size)
     names = [name for name in POLICIES if name in policies and (patience_s == MAIN_S or name in RECOMMENDED)]
     return [
-        Part(f"{about}, fixed", of_engine(), fixed, (cell, *arguments)),
+        Part(f"{about}, fixed", of_oracles(), fixed, (cell, *arguments)),
         *(Part(f"{about}, {name}", of_policies(), under, (name, cell, *arguments)) for name in names),
     ]
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.policies import kept as module
-from benchmarks.policies.kept import Kept, Part, complete, of_engine, of_policies
+from benchmarks.policies.kept import Kept, Part, complete, of_oracles, of_policies
 
 
 class Here(Executor):
@@ -72,25 +72,34 @@ def test_what_ended_before_an_interruption_is_there(tmp_path: Path) -> None:
     assert kept.has(part("a", 1)) and not kept.has(part("b", -1))
 
 
+def test_one_that_fails_stops_no_other(tmp_path: Path) -> None:
+    kept = Kept(tmp_path)
+    with pytest.raises(ValueError, match="interrupted"):
+        complete([part("a", -1), part("b", 2)], kept, Here(), lambda _: None)
+    assert kept.has(part("b", 2)) and not kept.has(part("a", -1))
+
+
 def test_a_change_of_a_policy_leaves_the_oracles_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("policies/company.py", "policies/static.py", "emulator/core/machine.py"):
+    for name in ("policies/company.py", "benchmarks/policies/oracle.py", "emulator/core/machine.py"):
         file = tmp_path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("one")
     monkeypatch.setattr(module, "ROOT", tmp_path)
 
     def codes() -> tuple[str, str]:
-        return of_engine.__wrapped__(), of_policies.__wrapped__()
+        return of_oracles.__wrapped__(), of_policies.__wrapped__()
 
     before = codes()
     assert codes() == before
     (tmp_path / "policies/company.py").write_text("two")
-    engine, policies = codes()
-    assert engine == before[0] and policies != before[1]
+    oracles, policies = codes()
+    assert oracles == before[0] and policies != before[1]
+    (tmp_path / "benchmarks/policies/oracle.py").write_text("two")
+    assert codes()[0] != oracles and codes()[1] == policies, "and a change of the oracle the policies"
     (tmp_path / "emulator/core/machine.py").write_text("two")
-    assert codes()[0] != engine and codes()[1] != policies
+    assert codes()[1] != policies
 
 
 def test_the_files_that_the_digests_name_are_there() -> None:
-    for pattern in module._POLICIES:
+    for pattern in (*module._POLICIES, *module._ORACLES):
         assert any(module.ROOT.glob(pattern)), pattern
