@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from math import ceil
+from typing import Any, cast
 
 import uvicorn
 
@@ -145,7 +146,7 @@ async def serve(
     gateway = Gateway(config, version, read)
     settings = uvicorn.Config(
         gateway,
-        http=bounded(lambda: gateway.config.limits, lambda: server.should_exit),
+        http=cast(Any, bounded(lambda: gateway.config.limits, lambda: server.should_exit)),  # it only calls it
         ws="none",
         lifespan="off",
         access_log=False,

@@ -39,8 +39,7 @@ class Breaker:
 
     def allows(self, now: float) -> bool:
         """Whether a request that came now would be let through."""
-        state = self.state(now)
-        return state is State.CLOSED or (state is State.HALF_OPEN and self.probing < self.probes)
+        return self.opened_at is None or (self.state(now) is State.HALF_OPEN and self.probing < self.probes)
 
     def enter(self, now: float) -> int | None:
         """A request goes to the engine; returns the permit to leave with, None when it may not go."""

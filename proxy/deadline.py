@@ -15,28 +15,58 @@ class Overdue(TimeoutError):
         self.what = what
 
 
+class Watch:
+    """Looks at all deadlines that are running, ten times a second: a timer for each would cost more than all else here.
+
+    So an end may come a tenth of a second late. One loop has it.
+    """
+
+    __slots__ = ("_running", "_timer")
+
+    def __init__(self) -> None:
+        self._running: dict[Deadline, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, deadline: "Deadline", loop: asyncio.AbstractEventLoop) -> None:
+        self._running[deadline] = None
+        if self._timer is None:
+            self._timer = loop.call_later(_EVERY_S, self._look, loop)
+
+    def drop(self, deadline: "Deadline") -> None:
+        self._running.pop(deadline, None)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for deadline in [*self._running]:
+            deadline.look(now)
+        self._timer = loop.call_later(_EVERY_S, self._look, loop) if self._running else None
+
+
+_EVERY_S = 0.1
+
+
 class Deadline:
     """Ends the task's wait for an engine: for its first byte, then between any two, and at `ends` in any case.
 
-    One timer of the loop, which looks when the engine was last waited for and is set anew only when it has run out: a
-    chunk costs two assignments. While the client is waited for (`heard` but not `wait`) only `ends` counts. Used as a
+    A chunk costs two assignments. While the client is waited for (`heard` but not `wait`) only `ends` counts. Used as a
     context manager it raises Overdue. Times are the loop's, limits in seconds.
     """
 
-    __slots__ = ("_ends", "_limit_s", "_loop", "_outside", "_since", "_task", "_timer", "over")
+    __slots__ = ("_ends", "_limit_s", "_loop", "_outside", "_since", "_task", "_watch", "over")
 
-    def __init__(self, task: asyncio.Task[Any], first_byte_s: float, ends: float = NEVER) -> None:
-        """`task` is the one that will wait."""
+    def __init__(
+        self, task: asyncio.Task[Any], first_byte_s: float, ends: float = NEVER, watch: Watch | None = None
+    ) -> None:
+        """`task` is the one that will wait; `watch` one that many share."""
         self._task, self._limit_s, self._ends = task, first_byte_s, ends
         self._loop = task.get_loop()
-        self._since = self._loop.time()
-        self._timer: asyncio.TimerHandle | None = None
-        self._outside = 0
+        self._watch = watch or Watch()
         self.over: str | None = None
 
     def __enter__(self) -> Self:
         self._outside = self._task.cancelling()
-        self._look()
+        self._since = self._loop.time()
+        self._watch.add(self, self._loop)
         return self
 
     def __exit__(
@@ -52,9 +82,6 @@ class Deadline:
     def first_byte(self, idle_s: float) -> None:
         """The first byte is here: from now on the limit is `idle_s` between two."""
         self._limit_s, self._since = idle_s, NEVER
-        if self._timer is not None:
-            self._timer.cancel()
-            self._look()
 
     def wait(self) -> None:
         """The engine is waited for from now on."""
@@ -66,21 +93,16 @@ class Deadline:
 
     def stop(self) -> None:
         """Nothing is waited for any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._watch.drop(self)
 
-    def _look(self) -> None:
-        now = self._loop.time()
+    def look(self, now: float) -> None:
+        """End the wait if it is time."""
         if now >= self._ends:
             self._end("the request took longer than it may in all")
         elif now >= self._since + self._limit_s:
             self._end(f"nothing came for {self._limit_s:g} s")
-        else:
-            # Not waiting now, it may begin to at any moment, and cannot then be late before a whole limit has passed.
-            silent_at = (now if self._since == NEVER else self._since) + self._limit_s
-            self._timer = self._loop.call_at(min(silent_at, self._ends), self._look)
 
     def _end(self, what: str) -> None:
-        self._timer, self.over = None, what
+        self.stop()
+        self.over = what
         self._task.cancel()

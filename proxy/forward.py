@@ -155,8 +155,6 @@ class _Exchange:
                     self.draw.stop = None
         except Refusal as refusal:
             code, outcome = refusal.status, Outcome.REFUSED
-            if self.outside is not None:
-                self.forward.nodes.refuse(*self.outside, code)
             await client.answer(refusal.status, refusal.body(), refusal.headers())
         except Broken as broken:
             code, outcome = broken.status, Outcome.FAILED
@@ -186,6 +184,8 @@ class _Exchange:
                 self.forward.spending.leave(self.draw)
             if self.call is not None:
                 self.forward.nodes.leave(self.call, code, outcome)
+            elif self.outside is not None:
+                self.forward.nodes.refuse(*self.outside, code)
             if self.receipt is not None:
                 self._close(self.receipt, code, outcome)
 
@@ -209,10 +209,14 @@ class _Exchange:
             )
         identity = self._identify(body)
         if self.client.path in METERED:
-            asked = None if identity.node is None else ask(identity, body)
-            if asked is not None:
-                identity = with_needs(identity, asked)
-                self.outside = (caller.tenant, identity.run), asked.name
+            asked = None
+            if identity.node is not None:
+                self.outside = (caller.tenant, identity.run), identity.node
+                asked = ask(identity, body)
+                if asked is None:
+                    self.outside = None
+                else:
+                    identity = with_needs(identity, asked)
             budget_uj = asked_uj(self.client.headers)
             if budget_uj is not None or self.forward.spending.may_hold(
                 caller.tenant, caller.budget, identity.run, identity.workflow
@@ -285,25 +289,26 @@ class _Exchange:
     async def _named(self, receipt: Receipt, asked: Ask, raw: bytes, body: dict[str, Any], model: str | None) -> bytes:
         """Enter a named call, and wait for the nodes that it names; returns the request with their outputs in place.
 
-        Where its engines see to that themselves, the request is as it came.
+        Where its engines see to that themselves it waits until they have these nodes, and the request is as it came.
         """
         nodes = self.forward.nodes
         holds = not all(schedules_nodes(lane.engine) for lane in self._candidates(model, ()))
         self.outside = None
         call = self.call = nodes.enter(receipt.run, asked, self.ends, holds)
-        if not holds:
-            self.native = native = NodeCall(nodes, call)
-            for name in native.needs:  # else those that wait could take all the places of those that they wait for
-                await native.producer(name)
+        native = self.native = None if holds else NodeCall(nodes, call)
+        outputs: Mapping[str, str] = {}
+        if asked.needs:
+            try:
+                if native is None:
+                    outputs = await nodes.inputs(call)
+                else:  # at the gate it could take the place of one that it waits for
+                    await native.taken()
+            finally:
+                receipt.held_s = clock.now() - receipt.received
+                self.client.extra.append((_HELD_FOR_NODES, b"%.3f" % receipt.held_s))
+        if native is not None:
             return raw
-        if not asked.needs:
-            return asked.filled(raw, body, {}, self.limits.body_bytes)
-        try:
-            outputs = await nodes.inputs(call)
-        finally:
-            receipt.held_s = clock.now() - receipt.received
-            self.client.extra.append((_HELD_FOR_NODES, b"%.3f" % receipt.held_s))
-        if self.forward.arrivals is not None:
+        if asked.needs and self.forward.arrivals is not None:
             self.forward.arrivals.released(receipt)
         return asked.filled(raw, body, outputs, self.limits.body_bytes)
 
@@ -407,6 +412,8 @@ class _Exchange:
             attempt.code, attempt.outcome = await self._relay(lane, raw, progress, last)
             return attempt.code, attempt.outcome
         except Broken as broken:
+            if self.native is not None:
+                self.native.withdrawn()
             if not isinstance(broken, Busy):
                 attempt.code, attempt.outcome = broken.status, Outcome.FAILED
             raise

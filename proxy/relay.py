@@ -67,7 +67,7 @@ class Relay:
             raise Broken(f"engine {lane.name} is out of service", "no_engine", 503)
         reply: Answering | None = None
         try:
-            with Deadline(task, self.limits.first_byte_seconds, ends) as deadline:
+            with Deadline(task, self.limits.first_byte_seconds, ends, lane.deadlines) as deadline:
                 if self.native is None:
                     reply = await self.upstream.send(b"POST", self._target(), headers, raw)
                 else:
@@ -153,7 +153,8 @@ class Relay:
                         itl.observe(now - last_at)
                     before, last_at = seen, now
                 if frames.done:
-                    self.result = reply.status, Outcome.OK  # a client that leaves now has everything
+                    # A client that leaves now has everything.
+                    self.result = reply.status, Outcome.OK if frames.error is None else Outcome.FAILED
                 if out:
                     await client.send(out, more=True)
                 deadline.wait()

@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from proxy import clock
 from proxy.affinity import Affinity, NoAffinity, Trait
 from proxy.breaker import Breaker, State
+from proxy.deadline import Watch
 from proxy.energy.work import Progress
 from proxy.engines.interface import Engine, EngineSample
 from proxy.gate import Gate, Ticket
@@ -50,6 +51,7 @@ class Lane:
     sample: EngineSample | None = None
     waiting: dict[Ticket, asyncio.Future[None]] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
+    deadlines: Watch = field(default_factory=Watch)
     looks_at: float | None = None  # when the gate is asked again of its own accord
     timer: asyncio.TimerHandle | None = None
     bind: Callable[[Any, Any], Serving] | None = None

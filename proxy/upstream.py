@@ -178,6 +178,9 @@ class Reply(asyncio.Protocol):
         stale = self.used and not self._started
         self._drop(Dropped("it closed the connection" if exc is None else f"the connection broke: {exc}", stale))
         self._wake()
+        # The parser holds us, and the collector comes seldom.
+        self._transport = None
+        del self._parser
 
     def _drop(self, why: Dropped) -> None:
         if self._gone is None:

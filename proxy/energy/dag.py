@@ -5,8 +5,9 @@ seconds that a call took, a call's earliest finish is d after the last earliest 
 is the first latest start (latest finish less d) of those that follow from it, or the end of the whole; its slack is
 latest less earliest finish. The critical path is a chain without slack from a beginning to the end.
 
-A call's seconds count from when nothing of its run held it any more: a wait at the gate is in them, a wait for its
-parents is not, and neither is what a client did between two calls. So the path's seconds are what the run takes at
+A call's seconds count from when nothing of its run held it any more, so from the end of its last parent where an engine
+was given it before: a wait at the gate is in them, a wait for its parents is not, and neither is what a client did
+between two calls. So the path's seconds are what the run takes at
 least with these calls.
 """
 
@@ -70,7 +71,10 @@ def dag(calls: Sequence[Call]) -> Dag | None:
     for call in sorted(chosen.values(), key=lambda call: call.ended):  # parents are before their children, then
         names = dict.fromkeys(name_of[parent] for parent in call.parents if parent in name_of)
         parents[call.name] = tuple(name for name in names if name in parents)
-    seconds = {name: max(0.0, chosen[name].ended - chosen[name].began) for name in parents}
+    seconds = {
+        name: max(0.0, chosen[name].ended - max([chosen[name].began, *(chosen[one].ended for one in above)]))
+        for name, above in parents.items()
+    }
     earliest: dict[str, float] = {}  # finish
     for name, above in parents.items():
         earliest[name] = max((earliest[one] for one in above), default=0.0) + seconds[name]

@@ -183,7 +183,7 @@ class Meter:
                 self.writer.add(second)
 
     def _saved(self, devices: Mapping[str, Device], progress: Progress) -> tuple[Quality, int] | None:
-        serving = self._attribution.serving(progress.engine)
+        serving = self._attribution.serving(progress.engine) if progress.cached_tokens else None
         return None if serving is None else saved(progress, serving, devices)
 
     async def _write(self) -> None:

@@ -397,8 +397,7 @@ def _newly_wasted(receipt: Receipt) -> Iterable[tuple[str, str, int]]:
 
 def _sum_saved(receipt: Receipt, saved: Saved) -> tuple[Quality, int] | None:
     """What a request's attempts did not cost, as good as the worst of them is known."""
-    told = [attempt.progress for attempt in receipt.attempts if attempt.progress and attempt.progress.cached_tokens]
-    found = [one for progress in told if (one := saved(progress)) is not None]
+    found = [one for attempt in receipt.attempts if attempt.progress and (one := saved(attempt.progress)) is not None]
     if not found:
         return None
     return max((quality for quality, _ in found), key=list(Quality).index), sum(uj for _, uj in found)

@@ -190,8 +190,6 @@ class Round:
         """Whether something was in flight all the time; to be asked of a device's windows in their order."""
         t0, t1 = window.t0, window.t1
         attempts = [p for sweep in self._on(window.device, self._ahead) for p in sweep.inside(t0, t1)]
-        if any(p.dispatched <= t0 and (p.ended is None or p.ended >= t1) for p in attempts):
-            return t1 > t0
         return busy_s(attempts, t0, t1, self.now) >= t1 - t0 > 0
 
     def plan(self, window: Window) -> Plan:
@@ -242,7 +240,7 @@ class Round:
         place_prompts((p for p in inside if p.visible and p.first is not None and p.first > t0), engine.prices)
         if self._settling:
             for progress in inside:
-                if not progress.visible:
+                if progress.ended is None and not progress.visible:
                     hold(progress, t1, self.now, engine.prices, view.steps)
         pace = engine.pace
         counted = pace.counted(t0, t1)

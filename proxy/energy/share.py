@@ -21,6 +21,7 @@ Integers of microjoules throughout, so that shares sum to what the counter moved
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -278,14 +279,16 @@ def _predict(load: Load, edges: Sequence[float], now: float) -> _Predicted:
 
 def busy_s(attempts: Sequence[Progress], t0: float, t1: float, now: float) -> float:
     """Seconds in which at least one attempt was in flight."""
-    if any(p.dispatched <= t0 and (now if p.ended is None else p.ended) >= t1 for p in attempts):
-        return t1 - t0
-    spans = sorted((max(p.dispatched, t0), min(now if p.ended is None else p.ended, t1)) for p in attempts)
-    busy, until = 0.0, t0
-    for start, end in spans:
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    return busy
+    spans = np.array(list(map(_SPAN, attempts)), dtype=float).reshape(len(attempts), 2)
+    start, end = spans[np.argsort(spans[:, 0])].T
+    # From when it was to when it is quiet; without a gap the whole time, to the last digit.
+    quiet_from = np.maximum.accumulate(np.concatenate(((t0,), np.where(np.isnan(end), now, end))))
+    quiet_to = np.concatenate((start, (t1,)))
+    quiet_s = np.minimum(quiet_to, t1) - np.minimum(quiet_from, t1)
+    return max(0.0, t1 - t0 - float(np.maximum(0.0, quiet_s).sum()))
+
+
+_SPAN = attrgetter("dispatched", "ended")
 
 
 def _band(terms: Floats, weights: Floats, spreads: Floats) -> tuple[Floats, Floats]:

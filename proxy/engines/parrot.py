@@ -32,8 +32,13 @@ class Parrot(OpenAI):
     schedules_nodes: bool = True
 
     def __init__(self, config: EngineConfig) -> None:
-        """Raises ConfigError for an egress without a good key, and where neither egress nor models are given."""
+        """Raises ConfigError for an egress without a good key, where neither egress nor models are given, and for an
+        `api_key`."""
         super().__init__(config)
+        if self.headers:  # they would go, with a client's own, to the engine behind
+            raise ConfigError(
+                f"engine {config.name}: ServeCore takes no key; an api_key is given to the engine that its egress calls"
+            )
         self._egress: EgressConfig | None = config.egress
         self._key = ""
         if config.egress is not None:

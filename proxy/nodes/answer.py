@@ -12,6 +12,8 @@ import orjson
 from proxy.frames import Frames
 
 _OTHERS = ("tool_calls", "function_call", "refusal", "reasoning_content", "reasoning")
+_ENDS = ("response.completed", "response.incomplete")
+_WHOLE = ("completed", "incomplete", None)  # states of a response; one that works in the background has no text yet
 
 
 class Answer:
@@ -21,6 +23,7 @@ class Answer:
         self._parts: list[str] = []
         self._begun = False
         self._other = False  # it holds something that is no text
+        self.ended = False  # of a stream: the first choice came to its end
 
     @property
     def text(self) -> str | None:
@@ -35,7 +38,7 @@ class Answer:
             return
         if isinstance(output := reply.get("output"), list):
             self._begun = True
-            for item in output:
+            for item in output if reply.get("status") in _WHOLE else [None]:
                 self._item(item)
         else:
             self._choice(reply, "message")
@@ -60,6 +63,8 @@ class Answer:
             self._other = True
         elif kind == "response.output_item.added" and isinstance(item := event.get("item"), dict):
             self._other = self._other or item.get("type") != "message"
+        elif kind in _ENDS:
+            self.ended = True
 
     def _choice(self, reply: dict[str, Any], message: str) -> None:
         """What the first choice says: a text of its own, or that of its message."""
@@ -69,22 +74,30 @@ class Answer:
         if first is None:
             return
         self._begun = True
+        self.ended = self.ended or isinstance(first.get("finish_reason"), str)
         said = first.get(message)
         if isinstance(said, dict):
             self._other = self._other or any(said.get(kind) for kind in _OTHERS)
             said = said.get("content")
-        self._say(first.get("text") if said is None else said)
+        if isinstance(said, list):
+            self._say_parts(said)
+        else:
+            self._say(first.get("text") if said is None else said)
 
     def _item(self, item: Any) -> None:
         """One item of a Responses API's output."""
         if not isinstance(item, dict):
+            self._other = True
             return
         content = item.get("content")
         if item.get("type") != "message" or not isinstance(content, list):
             self._other = True
-            return
-        for part in content:
-            if isinstance(part, dict) and part.get("type") == "output_text":
+        else:
+            self._say_parts(content)
+
+    def _say_parts(self, parts: list[Any]) -> None:
+        for part in parts:
+            if isinstance(part, dict) and part.get("type") in ("text", "output_text"):
                 self._say(part.get("text"))
             else:
                 self._other = True
@@ -100,6 +113,11 @@ class HeardFrames(Frames):
     def __init__(self, hide_usage: bool, comment: Callable[[], bytes] | None, answer: Answer) -> None:
         super().__init__(hide_usage, comment)
         self._answer = answer
+
+    @property
+    def complete(self) -> bool:
+        """A text that others are to be given must be whole: of several choices one that ended is not enough."""
+        return super().complete and (self.done or self._answer.ended)
 
     def _frame(self, frame: bytes) -> bytes:
         self._answer.frame(frame)

@@ -7,11 +7,12 @@ from typing import Any
 import orjson
 
 from proxy.identify import Identity
-from proxy.nodes.placeholders import Listed, fill, named
+from proxy.nodes.placeholders import OPENING, Listed, fill, named, openings
 from proxy.refusal import Refusal
 
 OWN_NODE, OWN_PARENTS = "x-workflow-node", "x-workflow-parent"
 MOST_NEEDS = 512  # nodes that one request may name
+MOST_OPENINGS = 16_384  # escaped ones too; each takes a microsecond of the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +43,18 @@ class Ask:
 def ask(identity: Identity, body: Mapping[str, Any]) -> Ask | None:
     """What a request asks for; None where it has no `X-Workflow-Node`, since no other header names a node of ours.
 
-    Raises Refusal (400) for a node without a run, and for one that names too many others.
+    Raises Refusal (400) for one that names others without a run, or too many of them.
     """
     if identity.node is None or identity.sources.get("node") != OWN_NODE:
         return None
-    if identity.alone:
-        message = "X-Workflow-Node names a call within a run: send X-Workflow-Id, the same for all calls of the run"
-        raise Refusal(400, message, "node_without_run", param="X-Workflow-Id")
+    if (count := openings(body)) > MOST_OPENINGS:
+        message = f"a request may hold {OPENING!r} {MOST_OPENINGS} times at most, not {count} times"
+        raise Refusal(400, message, "too_many_nodes")
     listed = frozenset(identity.parents) if identity.sources.get("parents") == OWN_PARENTS else None
-    needs = named(body, listed)
+    needs = named(body, listed) if count else {}
+    if needs and identity.alone:
+        message = "a call can name nodes of its own run alone: send X-Workflow-Id, the same for all calls of the run"
+        raise Refusal(400, message, "node_without_run", param="X-Workflow-Id")
     if len(needs) > MOST_NEEDS:
         raise Refusal(400, f"a request may name {MOST_NEEDS} nodes at most, not {len(needs)}", "too_many_nodes")
     return Ask(identity.node, needs, listed)

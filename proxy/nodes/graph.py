@@ -2,6 +2,9 @@
 
 Sans-I/O: calls arrive and end in any order, and each method returns the nodes for which that changed something: they
 may go, or `refusal` says why they cannot. Outputs are kept in memory as long as the graph is, up to a bound.
+
+A name is unique only where it is used: calls that share one, as those of an agent's loop may, are served like any
+others as long as nobody names them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +15,9 @@ from typing import Any, NamedTuple
 from proxy.refusal import Refusal
 
 MOST_NODES = 10_000  # of a run that are remembered; then the oldest that ended is forgotten
+MOST_MISSING = 32_768  # outputs that calls of a run wait for, all together; it bounds the search for a cycle
 MOST_BEHIND = 64  # a longer chain need not be known exactly
+_MOST_STEPS = 8192  # from call to call in one search for the chains that grew
 _SHOWN = 8  # names in a message
 
 
@@ -43,7 +48,8 @@ class NoOutput(NamedTuple):
 class Node:
     """One call. `inputs` are the outputs that it asked for, as far as they are there; `missing` are the others.
 
-    `behind` is how many calls wait for it one after the other, as far as is known.
+    `behind` is how many calls wait for it one after the other, as far as is known. `named` says whether any call ever
+    waited for it, `shared` whether another one has, or had, its name.
     """
 
     run: str
@@ -51,6 +57,8 @@ class Node:
     needs: tuple[str, ...]
     state: State
     behind: int = 0
+    named: bool = False
+    shared: bool = False
     inputs: dict[str, str] = field(default_factory=dict)
     missing: set[str] = field(default_factory=set)
     output: str | None = None
@@ -74,51 +82,55 @@ class Graph:
         self.run, self.room, self.of_all = run, room, of_all
         self._nodes: dict[str, Node] = {}
         self._consumers: dict[str, dict[Node, None]] = {}  # by the name that they miss
+        self.missing = 0  # outputs that calls wait for
 
     def get(self, name: str) -> Node | None:
         return self._nodes.get(name)
 
-    def is_to_wait(self, needs: Iterable[str]) -> bool:
-        """Whether a call with these needs would have to wait, now."""
+    def is_to_wait(self, needs: Iterable[str], holds: bool = True) -> bool:
+        """Whether a call with these needs would have to wait, now: without `holds`, until its engine has them."""
         found = [self._nodes.get(need) for need in needs]
-        if any(node is not None and node.state is State.FAILED for node in found):
+        if any(node is not None and (node.shared or node.state is State.FAILED) for node in found):
             return False
-        return any(node is None or node.state is not State.DONE for node in found)
+        return any(node is None or (node.state is not State.DONE and (holds or node.handle is None)) for node in found)
 
     def arrive(self, name: str, needs: Sequence[str], holds: bool = True) -> tuple[Node, list[Node]]:
         """A call that is named came. Without `holds` it runs at once, and its engine sees to what it needs.
 
-        Raises Refusal for a name that is taken (409) and for a cycle (400): then nothing has changed.
+        Raises Refusal for a name that others have named already (409) and for a cycle (400): then nothing has changed.
         """
         known = self._nodes.get(name)
-        if known is not None and known.state is not State.FAILED:
+        if known is not None and known.named and known.state is not State.FAILED:
             what = "has answered already" if known.state is State.DONE else "is here already"
-            message = f"node {name!r} {what}; a name is for one call of a run"
+            message = f"node {name!r} {what}, and another call names it; such a name is for one call of a run"
             raise Refusal(409, message, "duplicate_node", param="X-Workflow-Node", retry=False)
         if cycle := self._cycle(name, needs):
             raise Refusal(400, f"these nodes wait for one another: {_chain(cycle)}", "node_cycle")
         node = Node(self.run, name, tuple(needs), State.HELD if holds else State.RUNNING)
-        self._nodes.pop(name, None)
+        node.named = name in self._consumers
+        if known is not None:
+            self._replace(known, node)
         self._nodes[name] = node
         self._forget_oldest()
         ended: list[Node] = []
         for need in node.needs:
             producer = self._nodes.get(need)
-            if producer is not None and producer.state in _ENDED:
+            if producer is not None:
+                producer.named = True
+            if producer is not None and (producer.shared or producer.state in _ENDED):
                 ended.append(producer)
             else:
                 node.missing.add(need)
+                self.missing += 1
                 self._consumers.setdefault(need, {})[node] = None
-        changed: list[Node] = []
         for producer in ended:
-            self._hand_over(producer, node, changed)
-        if node.refusal is not None:
-            return node, [one for one in changed if one is not node]
+            if self._hand_over(producer, node) and node.refusal is not None:
+                return node, self._tell_consumers(node)
         if not node.missing:
             node.state = State.RUNNING
         node.behind = min(MOST_BEHIND, 1 + max((one.behind for one in self._consumers.get(name, ())), default=-1))
         self._lengthen(node)
-        return node, changed
+        return node, []
 
     def submit(self, node: Node, handle: Any) -> list[Node]:
         """An engine that schedules nodes itself has taken this one, and knows it by `handle`."""
@@ -130,7 +142,9 @@ class Graph:
         if node.state in _ENDED:
             return []
         size = 0 if output is None else len(output.encode())
-        if output is None:
+        if node.shared:
+            pass  # nobody can name it
+        elif output is None:
             node.no_output = NoOutput("node_without_text", node.name, "answered with no text")
         elif (full := self._is_too_much(size)) is not None:
             node.no_output = NoOutput("node_output_too_large", node.name, f"answered with {size} bytes, and {full}")
@@ -138,7 +152,7 @@ class Graph:
             node.output = output
             self._keep(size)
         node.state = State.DONE
-        self._misses_nothing(node)
+        self._wants_nothing(node)
         return self._tell_consumers(node)
 
     def fail(self, node: Node, what: str) -> list[Node]:
@@ -190,50 +204,65 @@ class Graph:
 
     def _tell_consumers(self, producer: Node) -> list[Node]:
         changed: list[Node] = []
-        for consumer in list(self._consumers.get(producer.name, ())):
-            self._hand_over(producer, consumer, changed)
+        ended = [producer]  # a list and no recursion: a chain may be longer than the stack
+        while ended:
+            one = ended.pop()
+            for consumer in list(self._consumers.get(one.name, ())):
+                if self._hand_over(one, consumer):
+                    changed.append(consumer)
+                    if consumer.refusal is not None:
+                        ended.append(consumer)
         return changed
 
-    def _hand_over(self, producer: Node, consumer: Node, changed: list[Node]) -> None:
-        """Give a consumer what came of its producer; what follows from that is added to `changed`."""
-        if consumer.refusal is not None:
-            return
+    def _hand_over(self, producer: Node, consumer: Node) -> bool:
+        """Give a consumer what came of its producer; whether that lets it go, or is why it cannot run."""
         if producer.output is not None:
             consumer.inputs[producer.name] = producer.output
             self._found(consumer, producer.name)
             if not consumer.missing:
                 consumer.state = State.RUNNING
-            if consumer.state is State.RUNNING:
-                changed.append(consumer)
-            return
+            return consumer.state is State.RUNNING
         assert producer.no_output is not None, "it ended, with an output or without"
         code, root, what = producer.no_output
         consumer.refusal = Refusal(424, producer.no_output.told_of(producer.name), code)
         self._lose(consumer, NoOutput("producer_failed", root, what))
-        changed.append(consumer)
-        changed += self._tell_consumers(consumer)
+        return True
+
+    def _replace(self, known: Node, node: Node) -> None:
+        """A call came under the name of another one, which nobody has named, or which failed."""
+        del self._nodes[known.name]
+        if known.shared or known.state is not State.FAILED:
+            for one in (known, node):
+                one.shared = True
+                one.no_output = NoOutput("duplicate_node", one.name, "is the name of several calls of the run")
+            self._drop(known)
 
     def _lose(self, node: Node, why: NoOutput) -> None:
-        node.state, node.no_output = State.FAILED, why
-        self._misses_nothing(node)
+        node.state, node.no_output = State.FAILED, node.no_output if node.shared else why
+        self._wants_nothing(node)
 
-    def _misses_nothing(self, node: Node) -> None:
+    def _wants_nothing(self, node: Node) -> None:
+        """It ended: what it was given, or waits for, is of no use any more."""
+        node.inputs = {}
         for name in list(node.missing):
             self._found(node, name)
 
     def _found(self, consumer: Node, name: str) -> None:
-        consumer.missing.discard(name)
-        waiting = self._consumers.get(name)
-        if waiting is not None:
-            waiting.pop(consumer, None)
-            if not waiting:
-                del self._consumers[name]
+        if name not in consumer.missing:
+            return
+        consumer.missing.remove(name)
+        self.missing -= 1
+        waiting = self._consumers[name]
+        del waiting[consumer]
+        if not waiting:
+            del self._consumers[name]
 
     def _lengthen(self, node: Node) -> None:
-        """Tell those that a call waits for how many wait behind them."""
-        rising = [node]
-        while rising:
+        """Tell those that a call waits for how many wait behind them, so far as that is soon done."""
+        rising, steps = [node], 0
+        while rising and steps < _MOST_STEPS:
             one = rising.pop()
+            steps += len(one.missing)
             for need in one.missing:
                 producer = self._nodes.get(need)
                 if producer is not None and producer.behind <= one.behind < MOST_BEHIND:
@@ -268,8 +297,12 @@ class Graph:
         ended = (node for node in self._nodes.values() if node.state in _ENDED)
         if (oldest := next(ended, None)) is not None:
             del self._nodes[oldest.name]
-            if oldest.output is not None:
-                self._keep(-len(oldest.output.encode()))
+            self._drop(oldest)
+
+    def _drop(self, node: Node) -> None:
+        if node.output is not None:
+            self._keep(-len(node.output.encode()))
+            node.output = None
 
     def _is_too_much(self, size: int) -> str | None:
         """Why so many more bytes cannot be kept; None where they can."""

@@ -26,7 +26,7 @@ from proxy.energy.receipts import Run
 from proxy.energy.records import Outcome
 from proxy.nodes.answer import Answer
 from proxy.nodes.ask import Ask
-from proxy.nodes.graph import Graph, Node, Room, State
+from proxy.nodes.graph import MOST_MISSING, Graph, Node, Room, State
 from proxy.nodes.placeholders import Listed
 from proxy.refusal import Refusal
 from proxy.upstream import Answering
@@ -78,9 +78,11 @@ class Nodes:
         graph = self._graphs.get(key)
         if graph is None:
             graph = self._graphs[key] = Graph(run.uid, Room(limits.node_bytes), self._room)
-        waits = holds and graph.is_to_wait(asked.needs)
-        if waits and self.held >= limits.nodes_held:
+        if self.held >= limits.nodes_held and graph.is_to_wait(asked.needs, holds):
             message = f"{self.held} calls wait for nodes already (limits.nodes_held)"
+            raise Refusal(429, message, "too_many_held", retry_after_s=1)
+        if graph.missing + len(asked.needs) > MOST_MISSING:
+            message = f"calls of this run wait for {graph.missing} outputs already, and for {MOST_MISSING} at most"
             raise Refusal(429, message, "too_many_held", retry_after_s=1)
         node, changed = graph.arrive(asked.name, tuple(asked.needs), holds)
         self._tell(changed)
@@ -113,7 +115,8 @@ class Nodes:
         elif outcome is Outcome.CANCELLED:
             self._tell(call.graph.fail(call.node, "was cancelled: its client left"))
         else:
-            self._tell(call.graph.fail(call.node, f"{_ENDED.get(outcome, 'failed')} ({code})"))
+            what = "failed in its stream" if code < 400 else f"{_ENDED.get(outcome, 'failed')} ({code})"
+            self._tell(call.graph.fail(call.node, what))
 
     def refuse(self, key: RunKey, name: str, code: int) -> None:
         """A named call was refused before it could enter: whoever waits for it need wait no longer."""
@@ -220,6 +223,10 @@ class NodeCall:
         """The engine has taken the call, and those that name it may have `handle`, which must not be None."""
         self.nodes.submit(self.call, handle)
 
+    def withdrawn(self) -> None:
+        """That attempt failed: who names the call waits for its next handle, or its text."""
+        self.nodes.submit(self.call, None)
+
     async def producer(self, name: str, knows: Callable[[Any], bool] = lambda _: True) -> Producer:
         """Wait until a node that the text names was taken by its engine, or has answered. Raises Refusal.
 
@@ -235,6 +242,24 @@ class NodeCall:
             if producer is not None and producer.handle is not None and knows(producer.handle):
                 return Producer(producer.handle, None)
             await self.nodes.output(self.call)
+
+    async def taken(self) -> None:
+        """Wait until all that the text names were taken by their engine, or have answered. Raises Refusal."""
+        self.nodes.held += 1
+        try:
+            for name in self.needs:
+                await self.producer(name)
+        finally:
+            self.nodes.held -= 1
+
+    async def answered(self) -> None:
+        """Wait until all that the text names have answered, however long that takes. Raises Refusal where one never
+        will."""
+        node = self.call.node
+        while node.missing:
+            await self.nodes.change(self.call)
+        if node.refusal is not None:
+            raise node.refusal
 
     async def lost(self) -> Refusal:
         """Wait until it is known that the call cannot run. Returns then alone: cancel it."""

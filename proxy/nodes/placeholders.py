@@ -37,6 +37,11 @@ def pieces(text: str, listed: Listed = None) -> Iterator[str | Named]:
     yield text[at:]
 
 
+def openings(body: Mapping[str, Any]) -> int:
+    """How many marks a request's body may hold, escaped or not: quickly said, and never too few."""
+    return sum(container[key].count(OPENING) for container, key in _texts(body))
+
+
 def named(body: Mapping[str, Any], listed: Listed = None) -> Counter[str]:
     """How often a request's body names each node, in the order in which it first does."""
     return Counter(

@@ -31,9 +31,9 @@ class Said:
     model: str
     created: int
     text: str = ""
-    reasoning: str = ""
     finish: str | None = "stop"
     usage: dict[str, Any] | None = None
+    beside: dict[str, str] = field(default_factory=dict)  # what its message holds that is no text: reasoning, a refusal
     more: dict[str, Any] = field(default_factory=dict)  # `system_fingerprint` and its like
 
     def whole(self, path: str) -> dict[str, Any]:
@@ -53,8 +53,7 @@ class Said:
         return b"".join(b"data: " + orjson.dumps(frame) + b"\n\n" for frame in frames) + b"data: [DONE]\n\n"
 
     def _message(self, name: str) -> dict[str, Any]:
-        reasoning = {"reasoning_content": self.reasoning} if self.reasoning else {}
-        return {name: {"role": "assistant", **reasoning, "content": self.text}}
+        return {name: {"role": "assistant", **self.beside, "content": self.text}}
 
     def _envelope(self, path: str, kind: str, choice: Mapping[str, Any]) -> dict[str, Any]:
         if path == CHAT:

@@ -18,11 +18,11 @@ from proxy.energy.work import Progress
 from proxy.nodes.answer import Answer as Heard
 from proxy.parrot.answer import JSON, STREAM
 from proxy.parrot.gather import Gather
-from proxy.refusal import Refusal
 from proxy.route import Lane
 from proxy.upstream import Dropped, Header, Unreachable
 
 _PREFIX = "joulegate-"
+_OWED_S = 600.0  # Parrot may have lost what nobody waits for: a session that nobody uses lives no longer there
 _PASSED_ON = range(400, 500)  # the engine's own word on the request, which is the client's to read
 
 
@@ -111,6 +111,8 @@ class Calls:
     def close(self, call: Call) -> None:
         call.leave()
         del self._calls[call.id]
+        if call.id in self._owed:
+            asyncio.get_running_loop().call_later(_OWED_S, self.lost, call.id)
 
     def find(self, stop: Any) -> Call | None:
         """The call whose id is in a list of stop strings, as Parrot brings it."""
@@ -142,7 +144,7 @@ class Calls:
                 call.progress.dispatched = clock.now()
                 self._start(call.progress)
             answer = await _exchange(call, lane)
-        except (OSError, Refusal) as error:
+        except Exception as error:  # a fault of ours, too, is the client's to hear of, and `forward`'s to log
             if not call.answer.done():
                 call.answer.set_exception(error)
                 call.answer.exception()  # looked at: a client that has left does not make it unheard
@@ -193,7 +195,7 @@ async def _gathered(call: Call, lane: Lane, reply: Any) -> Answer:
         raise Dropped(f"engine {lane.name} behind it refused inside its stream")
     if said is None:
         raise Dropped(f"engine {lane.name} behind it ended its stream before its answer was complete")
-    text = None if said.reasoning and not said.text else said.text
+    text = None if said.beside and not said.text else said.text
     return Answer(200, list(STREAM), said.stream(call.path), text)
 
 

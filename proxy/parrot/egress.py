@@ -27,6 +27,7 @@ from proxy.route import Lane
 log = logging.getLogger("joulegate.parrot")
 
 BLANK_EVERY_S = 30.0
+_TELL_EVERY_S = 60.0  # whoever reaches the port can knock, and the log is not theirs to fill
 _MOST_BYTES = 64 * 2**20
 _END_S = 2
 
@@ -46,6 +47,7 @@ class Door:
     def __init__(self, blank_every_s: float = BLANK_EVERY_S) -> None:
         self.guests: list[Guest] = []
         self._blank_every_s = blank_every_s
+        self._told = float("-inf")  # when the log last heard of somebody without the key
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +56,7 @@ class Door:
         # All of them are compared, so that the time tells nothing.
         known = [guest for guest in self.guests if hmac.compare_digest(guest.key.encode(), given.encode())]
         if not known or scope["method"] != "POST":
-            log.warning("somebody without the egress's key was at it; Parrot's engine needs it as its api_key")
+            self._tell(asyncio.get_running_loop().time())
             await _answer(send, 401, b'{"error": {"message": "not for you", "type": "authentication_error"}}')
             return
         asked = await _body(receive)
@@ -63,6 +65,11 @@ class Door:
             await _answer(send, 200, _reply(asked, ""))
             return
         await self._serve(*found, asked, send)
+
+    def _tell(self, now: float) -> None:
+        if now - self._told >= _TELL_EVERY_S:
+            self._told = now
+            log.warning("somebody without the egress's key was at it; Parrot's engine needs it as its api_key")
 
     async def _serve(self, guest: Guest, call: Call, asked: dict[str, Any], send: Send) -> None:
         text = asyncio.ensure_future(guest.calls.text(call, guest.behind()))

@@ -9,6 +9,7 @@ from proxy.frames import Frames
 from proxy.parrot.answer import Said
 
 _BLANK_LINE = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+_BESIDE = ("reasoning_content", "reasoning", "refusal")  # an engine may say its reasoning under both names at once
 _ENVELOPE = ("id", "object", "created", "model", "choices", "usage")
 
 
@@ -20,7 +21,7 @@ class Gather:
         self.said = Said("", "", 0, finish=None)
         self._tail = b""
         self._text: list[str] = []
-        self._reasoning: list[str] = []
+        self._beside: dict[str, list[str]] = {}
 
     def feed(self, data: bytes) -> None:
         self.frames.feed(data)
@@ -33,7 +34,8 @@ class Gather:
         self.frames.finish()
         if self._tail:
             self._read(self._tail)
-        self.said.text, self.said.reasoning = "".join(self._text), "".join(self._reasoning)
+        self.said.text = "".join(self._text)
+        self.said.beside = {name: "".join(parts) for name, parts in self._beside.items()}
         return self.said if self.frames.complete and self.frames.error is None else None
 
     def _read(self, frame: bytes) -> None:
@@ -59,8 +61,11 @@ class Gather:
             return
         delta = choice.get("delta")
         holder = delta if isinstance(delta, dict) else choice
-        for name, parts in (("content", self._text), ("text", self._text), ("reasoning_content", self._reasoning)):
+        for name in ("content", "text"):
             if isinstance(holder.get(name), str):
-                parts.append(holder[name])
+                self._text.append(holder[name])
+        for name in _BESIDE:
+            if isinstance(part := holder.get(name), str) and part:
+                self._beside.setdefault(name, []).append(part)
         if isinstance(choice.get("finish_reason"), str):
             said.finish = choice["finish_reason"]

@@ -147,13 +147,14 @@ class Sessions:
         while self._leaving:
             use = self._leaving[0]
             try:
-                session = await use.opening
-                if session.id not in self._ids():  # else ServeCore was restarted, and the id is a later run's
-                    await self.core.close_session(session)
+                async with asyncio.timeout(_GOODBYE_S):
+                    session = await use.opening
+                    if session.id not in self._ids():  # else ServeCore was restarted, and the id is a later run's
+                        await self.core.close_session(session)
             except CoreFault:
                 log.debug("a session could not be ended: ServeCore does not know it")
-            except OSError:
-                self._leaving.clear()  # a core that cannot be reached keeps none of them for long
+            except OSError:  # TimeoutError is one
+                self._leaving.clear()  # a core that cannot be reached, or is silent, keeps none of them for long
                 return
             self._leaving.remove(use)
 

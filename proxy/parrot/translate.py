@@ -25,7 +25,10 @@ _BUILTIN = frozenset(
     )
 )
 _STRUCTURED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs")
-_MORE_THAN_TEXT = ("audio", "web_search_options", "functions", "function_call", "echo", "suffix", *_STRUCTURED)
+_MORE_THAN_TEXT = (
+    *("audio", "web_search_options", "functions", "function_call", "echo", "suffix", *_STRUCTURED),
+    *("return_token_ids", "return_tokens_as_token_ids"),
+)
 
 
 class Unspeakable(ValueError):
@@ -56,7 +59,7 @@ def check(path: str, body: Mapping[str, Any], builtin: bool) -> None:
     for name in ("n", "best_of"):
         if body.get(name) not in (None, 1):
             raise Unspeakable(f"{name} must be 1 on Parrot: a semantic call has one output", name)
-    for name, none in (("logprobs", False), ("top_logprobs", 0)):
+    for name, none in (("logprobs", False), ("top_logprobs", 0), ("prompt_logprobs", None)):
         value = body.get(name)
         if value is not None and (value != none or type(value) is not type(none)):  # 0 logprobs are the token's own
             raise Unspeakable(f"{name} cannot pass Parrot, which carries text alone", name)

@@ -187,7 +187,22 @@ class Bound:
             raise Unreachable("the engine behind it has not said what it serves")
         if isinstance(asked.get("model"), str):
             asked["model"] = parrot.names.of_engine(asked["model"])
-        needs = Needs(node)
+        answer: Answer | None = None
+        while answer is None:  # a second time at most: what it needs is text by then
+            answer = await self._semantic_call(run, node, path, asked, said, headers)
+        return Whole(answer.status, answer.headers, answer.body)
+
+    async def _semantic_call(
+        self,
+        run: Run,
+        node: NodeCall | None,
+        path: str,
+        asked: dict[str, Any],
+        said: list[str],
+        headers: list[Header],
+    ) -> Answer | None:
+        """What the engine said; None where it was not asked: what the call needs failed on Parrot and is there now."""
+        parrot, needs = self.parrot, Needs(node)
         call = parrot.calls.open(path, asked, headers, self.progress, needs.fill)
         try:
             sampling = translate.sampling(asked, stop=[call.id])
@@ -196,13 +211,12 @@ class Bound:
                 text = asyncio.get_running_loop().create_future()
                 call.answer.add_done_callback(partial(_tell, text))
                 node.submitted(Handle(use, var, text))
-            answer = await self._answered(use, session, var, call, node)
+            return await self._answered(use, session, var, call, node)
         finally:
             parrot.calls.close(call)
-        return Whole(answer.status, answer.headers, answer.body)
 
-    async def _answered(self, use: Use, session: Session, var: Var, call: Call, node: NodeCall | None) -> Answer:
-        """What the engine said, once Parrot has it too: or at once, where that is a failure."""
+    async def _answered(self, use: Use, session: Session, var: Var, call: Call, node: NodeCall | None) -> Answer | None:
+        """What the engine said, once Parrot has it too: or at once, where that is a failure. None where not asked."""
         parrot = self.parrot
         poll = asyncio.create_task(parrot.core.content(session, var))
         lost = asyncio.create_task(node.lost()) if node is not None and node.needs else None
@@ -214,8 +228,12 @@ class Bound:
                 if not done and not call.began.is_set():
                     await self._look(session)
             if not call.answer.done():
-                if lost is not None and (lost.done() or call.hopeless):
-                    raise await lost
+                if lost is not None and lost.done():
+                    raise lost.result()
+                if node is not None and call.hopeless:
+                    node.withdrawn()
+                    await node.answered()  # by another engine, where a call that this one names failed on Parrot
+                    return None
                 await poll  # which has failed, or else was answered by somebody else
                 raise CoreFault("Parrot's engine does not go through the gateway; its base_url must be the egress's")
             answer = call.answer.result()

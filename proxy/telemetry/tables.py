@@ -81,7 +81,7 @@ class Histogram:
         return self._series
 
     def observe(self, key: Labels, value: float) -> None:
-        self.series(key).observe(value)
+        (self._series.get(key) or self.series(key)).observe(value)
 
     def observe_with(self, key: Labels, value: float, exemplar: dict[str, str], at: float) -> None:
         """Observe, and remember `exemplar` (of Unix time `at`) unless it is longer than OpenMetrics allows.

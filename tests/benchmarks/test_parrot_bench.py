@@ -4,8 +4,10 @@ from pathlib import Path
 
 from benchmarks.parrot import CAMPAIGN, ends, machine
 from benchmarks.parrot_rig import MODELS, configuration, real
+from benchmarks.parrot_table import SHOWN, table
 from loadgen.campaign.definition import load
-from loadgen.campaign.grid import cells
+from loadgen.campaign.grid import Cell, cells
+from loadgen.campaign.rows import Row
 from proxy.config import parse
 
 
@@ -35,3 +37,24 @@ def test_the_quick_form_has_the_ends_of_every_sweep() -> None:
     quick = ends(campaign)
     assert set(cells(quick)) < set(cells(campaign)) and quick.sweeps.keys() == campaign.sweeps.keys()
     assert quick.sweeps["input"].knobs["input_tokens"] == (500, 2000)
+
+
+def row(cell: Cell, repeat: int, latency_s: float, status: str = "ok") -> Row:
+    measured: dict[str, float | None] = dict.fromkeys(SHOWN, 2.0) | {
+        "latency_s": latency_s,
+        "dram_joules_per_run": None,
+    }
+    settings = dict(cell.settings)
+    return Row(cell.key, cell.workload, cell.workload, repeat, status, settings=settings, measures=measured)
+
+
+def test_an_engine_alone_is_held_against_itself_behind_parrot_in_pairs_of_valid_trials() -> None:
+    campaign = load(CAMPAIGN)
+    alone, behind = (cell for cell in cells(campaign) if cell.get("input_tokens") == 500)
+    rows = [row(alone, n, 4.0) for n in (1, 2, 3)] + [row(behind, 1, 6.0), row(behind, 2, 6.0)]
+    said = table(campaign, [*rows, row(behind, 3, 60.0, "invalid")]).splitlines()
+    found = next(line for line in said if "input length 500 tokens" in line)
+    assert "| 4 → 6 (+50.0% to +50.0%) | 2 → 2 (+0.0% to +0.0%) |" in found
+    assert found.endswith("| not known | 2 |") and sum("not known" in line for line in said) == len(said) - 2
+    one = next(line for line in table(campaign, [rows[0], rows[3]]).splitlines() if "500 tokens" in line)
+    assert "| 4 → 6 (+50.0%) |" in one, "one pair has no interval"

@@ -118,7 +118,7 @@ def complaint(folder: Path, config: Any, command: str = "check", env: Mapping[st
         ("just words", "a configuration is a mapping with at least `engines`"),
         (
             {"engines": [{**ENGINE, "kind": "vlm"}]},
-            "engine e1: unknown kind 'vlm'; known kinds: embedded, llamacpp, openai, vllm",
+            "engine e1: unknown kind 'vlm'; known kinds: embedded, llamacpp, openai, parrot, vllm",
         ),
         (
             {"engines": [ENGINE], "policy": {"name": "statik"}},

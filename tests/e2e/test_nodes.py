@@ -124,6 +124,11 @@ async def test_a_failed_producer_costs_its_dependents_nothing(
     assert all(0.0 < float(reply.headers["x-joulegate-held-for-nodes"]) < 30 for reply in replies)
     assert [(reply.status_code, reply.json()["error"]["code"]) for reply in replies] == [(424, "producer_failed")] * 2
     assert prompts(engine, run) == {"a": "go"}
+    waits = call(client, run, "e", "{{node:d}}")
+    await asyncio.sleep(0.1)
+    marks = await call(client, run, "d", "{{node:" * 20_000)
+    codes = [reply.json()["error"]["code"] for reply in (marks, await waits)]
+    assert codes == ["too_many_nodes", "producer_failed"]
     again = await asyncio.gather(*(call(client, run, node, text) for node, text in (("b", "{{node:a}}"), ("a", "go"))))
     assert [reply.status_code for reply in again] == [424, 200], "b was told of the a that had failed"
     assert (await call(client, run, "b", "{{node:a}}")).status_code == 200
@@ -131,22 +136,26 @@ async def test_a_failed_producer_costs_its_dependents_nothing(
 
 
 async def test_what_can_never_be_is_said(gateway: Gateway, engine: Engine, client: httpx.AsyncClient, run: str) -> None:
-    first = call(client, run, "a", "{{node:b}}")
+    loop = [await call(client, run, "loop", "a name that nobody names", max_tokens=1) for _ in range(2)]
+    first, waits = call(client, run, "a", "{{node:b}}"), call(client, run, "c", "{{node:a}}")
     await asyncio.sleep(0.1)
     closes = await call(client, run, "b", "{{node:a}}")
     twice = await call(client, run, "a", "again")
     nameless = headers(run, "a") | {"x-workflow-id": ""}
-    without = await client.post("/v1/chat/completions", json=chat_body(), headers=nameless)
+    without = await client.post("/v1/chat/completions", json=chat_body(content="{{node:a}}"), headers=nameless)
     embedded = await client.post(
         "/v1/embeddings", json={"model": "stub-7b", "input": "x"}, headers=headers(run, "vector")
     )
     reads = await call(client, run, "reads", "{{node:vector}}")
-    replies = [closes, twice, without, embedded, reads, await first]
-    assert [reply.status_code for reply in replies] == [400, 409, 400, 200, 424, 424]
-    codes = ["node_cycle", "duplicate_node", "node_without_run", None, "node_without_text", "unknown_node"]
+    which = await call(client, run, "which", "{{node:loop}}")
+    replies = [*loop, closes, twice, without, embedded, reads, which, await first, await waits]
+    assert [reply.status_code for reply in replies] == [200, 200, 400, 409, 400, 200, 424, 424, 424, 424]
+    codes = [None, None, "node_cycle", "duplicate_node", "node_without_run", None, "node_without_text"]
+    codes += ["duplicate_node", "unknown_node", "producer_failed"]
     assert [reply.json().get("error", {}).get("code") for reply in replies] == codes
     assert "b -> a -> b" in closes.json()["error"]["message"]
-    assert [served["path"] for served in engine.log(x_workflow_id=run)] == ["/v1/embeddings"]
+    served = [served["path"] for served in engine.log(x_workflow_id=run)]
+    assert served == ["/v1/chat/completions"] * 2 + ["/v1/embeddings"]
     held = {request["code"]: request for request in gateway.run(run)["requests"] if request["node"] == "a"}[424]
     assert held["outcome"] == "refused"
 

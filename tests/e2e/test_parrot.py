@@ -38,7 +38,7 @@ def parrot(
     try:
         with running(Gateway({"engines": engines}, folder, play.env)) as gateway:
             until(lambda: MODEL in [entry["id"] for entry in gateway.get("/v1/models")["data"]])
-            yield SimpleNamespace(gateway=gateway, engine=engine, core=core)
+            yield SimpleNamespace(gateway=gateway, engine=engine, core=core, engines=engines)
         assert core.poll() is None, "Parrot outlives the gateway"
     finally:
         core.kill()
@@ -96,7 +96,7 @@ def ask_all(parrot: Any, run: str, calls: dict[str, tuple[str, dict[str, Any]]])
     def ask(name: str) -> httpx.Response:
         content, body = calls[name]
         headers = {"X-Workflow-Id": run, "X-Workflow-Node": name, "X-Workflow-Step": name.partition("-")[0]}
-        return parrot.gateway.chat(headers, model=MODEL, content=content, max_tokens=3, **body)
+        return parrot.gateway.chat(headers, **{"model": MODEL, "content": content, "max_tokens": 3, **body})
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return dict(zip(calls, pool.map(ask, calls), strict=True))
@@ -112,6 +112,32 @@ def test_named_calls_become_parrots_graph(parrot: Any) -> None:
     assert log["reviewer"]["messages"][0]["content"] == "joule joule joule  and joule joule joule "
     dag = parrot.gateway.run("coding-1")["dag"]
     assert dag["critical_path"][0] == "architect" and dag["critical_path"][-1] == "reviewer"
+
+
+def test_a_graph_may_have_calls_on_both(parrot: Any) -> None:
+    direct = {"model": "stub-7b"}
+    calls = {"c": ("after {{node:b}}", direct), "b": ("after {{node:a}}", {}), "a": ("one", direct)}
+    replies = ask_all(parrot, "mixed-1", calls)
+    assert [reply.status_code for reply in replies.values()] == [200] * 3
+    said = [one["body"]["messages"][0]["content"] for one in parrot.engine.log(x_workflow_id="mixed-1")]
+    assert said == ["one", "after joule joule joule ", "after joule joule joule "]
+    engines = {one["node"]: one["engine"] for one in parrot.gateway.run("mixed-1")["requests"]}
+    assert engines == {"a": "e1", "b": "parrot", "c": "e1"}
+
+
+def test_a_graph_passes_a_gate_that_lets_one_in_at_a_time(parrot: Any) -> None:
+    gateway = parrot.gateway
+
+    def limits() -> set[int | None]:
+        return {engine["limit"] for engine in gateway.get("/energy/engines")["engines"]}
+
+    for limit in (1, None):
+        gateway.configure({"engines": parrot.engines, "limits": {"in_flight": limit}})
+        gateway.http.post("/admin/reload").raise_for_status()
+        until(lambda limit=limit: limits() == {limit})
+        calls = {"c": ("{{node:a}} {{node:b}}", {}), "b": ("{{node:a}}", {}), "a": ("one", {})}
+        replies = ask_all(parrot, f"narrow-{limit}", calls)
+        assert [reply.status_code for reply in replies.values()] == [200] * 3
 
 
 def test_who_follows_from_a_failed_call_gets_a_424(parrot: Any) -> None:

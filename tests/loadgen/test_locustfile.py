@@ -113,6 +113,14 @@ async def test_a_run_cut_by_the_end_of_the_test_is_no_failure(stub: Any) -> None
     assert f"0 runs complete, 0 failed, {len(stub.runs())} cut off" in output
 
 
+async def test_a_run_may_be_sent_at_once(stub: Any) -> None:
+    stub.delay_s = 0.5
+    code, output = await locust(stub.url, "--workload", "coding", "--max-runs", "1", "--mode", "nodes", users=1)
+    assert code == 0, output
+    assert "1 runs complete" in output and not any(arrival.answered for arrival in stub.arrivals)
+    assert any("{{node:architect}}" in json.dumps(arrival.body["messages"]) for arrival in stub.arrivals)
+
+
 async def test_without_a_model_it_says_so_and_ends(stub: Any) -> None:
     stub.models = []
     code, output = await locust(stub.url)

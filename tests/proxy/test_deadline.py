@@ -2,9 +2,15 @@ import asyncio
 
 import pytest
 
-from proxy.deadline import Deadline, Overdue
+from proxy import deadline as module
+from proxy.deadline import Deadline, Overdue, Watch
 
 LONG = 60.0
+
+
+@pytest.fixture(autouse=True)
+def looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EVERY_S", 0.002)
 
 
 def this_task() -> asyncio.Task[object]:
@@ -74,3 +80,20 @@ async def test_a_cancellation_by_another_is_not_swallowed() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert task.cancelled()
+
+
+async def test_one_watch_ends_each_in_its_time_and_rests_when_there_is_none() -> None:
+    watch, ended = Watch(), list[float]()
+
+    async def wait(limit_s: float) -> None:
+        with pytest.raises(Overdue), Deadline(this_task(), limit_s, watch=watch):
+            await forever()
+        ended.append(limit_s)
+
+    with Deadline(this_task(), LONG, watch=watch):
+        await asyncio.gather(*(wait(limit_s) for limit_s in (0.06, 0.02, 0.04)))
+        assert ended == [0.02, 0.04, 0.06] and watch._timer is not None
+    await asyncio.sleep(0.02)
+    assert watch._timer is None
+    with pytest.raises(Overdue), Deadline(this_task(), 0.01, watch=watch):
+        await forever()

@@ -1,6 +1,8 @@
 """The client towards engines: replies however they are cut, connections kept, replaced and ended."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -176,3 +178,18 @@ async def test_a_large_body_for_a_slow_reader_arrives_whole() -> None:
         upstream.release(reply)
         assert await ask(upstream) == b"hello world"
     assert engine.connections == 1
+
+
+async def test_a_connection_that_is_lost_leaves_nothing_to_the_collector() -> None:
+    engine = Engine(LENGTH, then_close=True)
+    async with running(engine) as upstream:
+        await ask(upstream)
+        (connection,) = map(weakref.ref, upstream._idle)
+        await engine.ended.wait()
+        gc.disable()
+        try:
+            async with asyncio.timeout(5):
+                while upstream._kept() is not None or connection() is not None:  # noqa: ASYNC110
+                    await asyncio.sleep(0.005)
+        finally:
+            gc.enable()

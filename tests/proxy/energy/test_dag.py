@@ -43,6 +43,12 @@ def test_neither_a_clients_pauses_nor_the_wait_for_parents_is_work() -> None:
     assert found.critical_path_s == 2.0
 
 
+def test_a_call_that_its_engine_had_before_its_parents_ended_took_what_came_after_them() -> None:
+    found = known([call("a", ended=3.0), call("b", "a", began=0.5, ended=4.0), call("c", "b", began=0.0, ended=4.5)])
+    assert {name: place.seconds for name, place in found.nodes.items()} == {"a": 3.0, "b": 1.0, "c": 0.5}
+    assert (found.critical_path, found.critical_path_s) == (("a", "b", "c"), 4.5)
+
+
 def test_parents_may_be_ids_and_what_is_unknown_or_ended_later_is_no_parent() -> None:
     first = call("a", "b", "ghost", ended=1.0)
     found = known([first, call("b", first.id, "a", ended=2.0)])

@@ -3,7 +3,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.energy.prior import Coefficients
-from proxy.energy.share import Load, Plan, Window, plan, split
+from proxy.energy.share import Load, Plan, Window, busy_s, plan, split
 from proxy.energy.work import Progress
 
 PRICES = Coefficients(2.0, 0.0165, 0.025, 0.00007, 0.0046, 0.000025, 1.25, "test")
@@ -38,6 +38,25 @@ def test_split_is_proportional_to_a_microjoule(delta: int, weights: list[int]) -
 def test_split_refuses_what_cannot_be_shared(delta: int, weights: list[float]) -> None:
     with pytest.raises(ValueError):
         split(delta, weights)
+
+
+# Being busy -----------------------------------------------------------------------------------------------------------
+
+
+@given(
+    spans=st.lists(st.tuples(st.integers(0, 20), st.none() | st.integers(0, 9)), max_size=6),
+    t0=st.integers(0, 20),
+    length=st.integers(1, 9),
+)
+def test_busy_is_as_long_as_anybody_was_there(spans: list[tuple[int, int | None]], t0: int, length: int) -> None:
+    now, t1 = 40, t0 + length
+    ends = [now if lasted is None else begin + lasted for begin, lasted in spans]
+    attempts = [
+        Progress("r", 1, "e", float(begin), ended=None if lasted is None else float(begin + lasted))
+        for begin, lasted in spans
+    ]
+    there = [any(begin <= t < end for (begin, _), end in zip(spans, ends, strict=True)) for t in range(t0, t1)]
+    assert busy_s(attempts, float(t0), float(t1), float(now)) == sum(there)
 
 
 # A plan ---------------------------------------------------------------------------------------------------------------

@@ -37,3 +37,11 @@ def test_a_key_that_can_be_guessed_is_refused_without_being_told(tmp_path: Path)
     parrot(egress={"engine": "e1", "key_file": tmp_path / "key"})
     with pytest.raises(ConfigError, match="cannot be read"):
         parrot(egress={"engine": "e1", "key_file": tmp_path / "nothing"})
+
+
+def test_a_key_for_servecore_is_refused_for_it_would_go_to_the_engine_behind(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("of-servecore\n")
+    for given in ({"api_key": "of-servecore"}, {"api_key_file": tmp_path / "key"}):
+        with pytest.raises(ConfigError, match="engine p: ServeCore takes no key") as error:
+            parrot(egress={"engine": "e1", "key": KEY}, **given)
+        assert "of-servecore" not in str(error.value)

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from proxy.identify import Identity, identify
-from proxy.nodes.ask import MOST_NEEDS, Ask, ask, with_needs
+from proxy.nodes.ask import MOST_NEEDS, MOST_OPENINGS, Ask, ask, with_needs
 from proxy.refusal import Refusal
 
 TWO = {"prompt": "{{node:b}} and {{node:a}} and {{node:b}}"}
@@ -28,10 +28,11 @@ def test_only_our_own_header_arms_it() -> None:
     assert asked(TWO) == Ask("me", {"b": 2, "a": 1}, None)
 
 
-def test_a_node_without_a_run_is_refused_with_what_to_send() -> None:
+def test_a_call_that_names_others_without_a_run_is_refused_with_what_to_send() -> None:
     with pytest.raises(Refusal, match="send X-Workflow-Id") as refused:
         ask(identity(id=""), TWO)
     assert (refused.value.status, refused.value.code) == (400, "node_without_run")
+    assert asked({"prompt": r"of old, and \{{node:a}}"}, id="").needs == {}, "a name alone asks for nothing"
 
 
 def test_what_is_named_becomes_parents() -> None:
@@ -68,6 +69,14 @@ def test_too_many_names_are_refused() -> None:
     with pytest.raises(Refusal, match=f"at most, not {MOST_NEEDS + 1}") as refused:
         asked(body)
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("mark", ["{{node:a}}", r"\{{node:a}}", "{{node:"])
+def test_too_many_marks_are_refused_however_few_the_names(mark: str) -> None:
+    assert len(asked({"prompt": [mark * MOST_OPENINGS]}).needs) <= 1
+    with pytest.raises(Refusal, match=f"not {MOST_OPENINGS + 1} times") as refused:
+        asked({"messages": [{"content": mark * MOST_OPENINGS}, {"content": mark}]})
+    assert (refused.value.status, refused.value.code) == (400, "too_many_nodes")
 
 
 @pytest.mark.parametrize("size", [401, 10**6])

@@ -1,5 +1,6 @@
 """A run's graph: any graph, in any order, with any failures."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -42,6 +43,7 @@ class Play:
     held: set[str] = field(default_factory=set)
     told: set[str] = field(default_factory=set)
     ended: set[str] = field(default_factory=set)
+    inputs: dict[str, dict[str, str]] = field(default_factory=dict)  # of those that ended
 
     def arrive(self, name: str) -> None:
         node, changed = self.graph.arrive(name, self.needs[name])
@@ -53,6 +55,7 @@ class Play:
     def end(self, name: str) -> None:
         self.ended.add(name)
         node, outcome = self.nodes[name], self.outcomes[name]
+        self.inputs[name] = node.inputs
         if outcome == "fails":
             self.tell(self.graph.fail(node, "failed (502)"))
         else:
@@ -89,12 +92,12 @@ def test_each_call_gets_exactly_what_it_names_or_is_told_and_nobody_waits_for_ev
     for name in [*late, *play.waiting()]:
         play.told.add(name)  # its own time is up, and it knows
         play.tell(play.graph.expire(play.nodes[name], 60.0))
-    assert not play.waiting() and not play.graph._consumers
+    assert not play.waiting() and not play.graph._consumers and play.graph.missing == 0
     assert play.held <= play.told
     for name, node in play.nodes.items():
         if runs[name]:
             said = {one: "" if play.outcomes[one] == "" else f"says {one}" for one in needs[name]}
-            assert node.inputs == said and node.refusal is None and name in play.ended
+            assert play.inputs[name] == said and not node.inputs and node.refusal is None
         else:
             assert node.refusal is not None and node.refusal.status in (424, 504) and name not in play.ended
             assert node.refusal.status == 424 or "ghost" in _above(needs, name)
@@ -172,9 +175,10 @@ def test_a_long_chain_is_not_counted_to_its_end() -> None:
 # Rules, one by one ----------------------------------------------------------------------------------------------------
 
 
-def test_a_name_is_taken_until_its_call_has_failed() -> None:
+def test_a_name_that_another_call_names_is_taken_until_its_call_has_failed() -> None:
     run = graph()
     first, _ = run.arrive("a", [])
+    run.arrive("reader", ["a"])
     for state in ("is here already", "has answered already"):
         with pytest.raises(Refusal, match=state) as refused:
             run.arrive("a", [])
@@ -186,6 +190,35 @@ def test_a_name_is_taken_until_its_call_has_failed() -> None:
     again, _ = run.arrive("b", [])
     late, _ = run.arrive("c", ["b"])
     assert run.done(again, "at last") == [late] and late.inputs == {"b": "at last"}
+
+
+def test_calls_may_share_a_name_that_nobody_names_and_whoever_does_is_told() -> None:
+    run = graph()
+    answered, _ = run.arrive("a", [])
+    run.done(answered, "first")
+    runs, _ = run.arrive("a", [])
+    last, _ = run.arrive("a", ["x"])
+    assert (answered.refusal, runs.refusal, last.state) == (None, None, State.HELD)
+    assert run.room.kept_bytes == run.of_all.kept_bytes == 0, "nobody can have it"
+    assert not run.is_to_wait(["a"])
+    reader, _ = run.arrive("reader", ["a"])
+    assert reader.refusal is not None and (reader.refusal.status, reader.refusal.code) == (424, "duplicate_node")
+    assert reader.refusal.message == "node 'a' is the name of several calls of the run"
+    assert run.done(run.arrive("x", [])[0], "X") == [last] and last.inputs == {"x": "X"}
+    run.done(runs, "second")
+    run.fail(last, "failed (502)")
+    assert run.room.kept_bytes == len("X")
+    with_it, _ = run.arrive("another", ["a"])
+    assert with_it.refusal is not None and with_it.refusal.code == "duplicate_node"
+
+
+def test_a_name_that_was_named_before_any_call_had_it_is_for_one_call() -> None:
+    run = graph()
+    reader, _ = run.arrive("reader", ["a"])
+    first, _ = run.arrive("a", [])
+    with pytest.raises(Refusal, match="is here already"):
+        run.arrive("a", [])
+    assert run.done(first, "text") == [reader]
 
 
 def test_why_a_call_cannot_run_is_said_with_where_that_began() -> None:
@@ -210,6 +243,17 @@ def test_a_call_that_comes_failed_takes_those_along_that_wait_for_it() -> None:
     lost, changed = run.arrive("b", ["y", "a"])
     assert lost.refusal is not None and changed == [waiting] and waiting.refusal is not None
     assert not run._consumers
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_a_chain_that_is_longer_than_the_stack_fails_to_its_end(forward: bool) -> None:
+    run, length = graph(), 2 * sys.getrecursionlimit()
+    numbers = range(1, length)
+    calls = [run.arrive(f"n{n}", [f"n{n - 1}"])[0] for n in (numbers if forward else reversed(numbers))]
+    first, _ = run.arrive("n0", [])
+    assert set(run.fail(first, "failed (502)")) == set(calls)
+    assert all(node.refusal is not None and node.refusal.status == 424 for node in calls)
+    assert run.missing == 0 and run.is_idle
 
 
 def test_an_answer_without_text_is_no_input() -> None:

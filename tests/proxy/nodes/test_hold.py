@@ -58,6 +58,7 @@ async def test_a_call_goes_on_with_what_it_named_in_whatever_order() -> None:
     ("code", "outcome", "what"),
     [
         (502, Outcome.FAILED, "node 'a' failed (502)"),
+        (200, Outcome.FAILED, "node 'a' failed in its stream"),
         (400, Outcome.ERROR, "node 'a' error (400)"),
         (429, Outcome.REFUSED, "node 'a' was refused (429)"),
         (499, Outcome.CANCELLED, "node 'a' was cancelled: its client left"),
@@ -107,6 +108,19 @@ async def test_so_many_may_be_held_and_no_more() -> None:
     calls.answer(calls.enter("a"), "A")
     await first
     assert await calls.waits("c", "a") == {"a": "A"}, "its name was not taken by the refusal"
+
+
+async def test_what_calls_of_a_run_wait_for_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.nodes.hold.MOST_MISSING", 3)
+    calls = Calls()
+    held = calls.waits("c", "a", "b")
+    await asyncio.sleep(0)
+    for holds in (True, False):
+        with pytest.raises(Refusal, match="wait for 2 outputs already, and for 3 at most") as refused:
+            calls.enter("d", "a", "x", holds=holds)
+        assert (refused.value.status, refused.value.code) == (429, "too_many_held")
+    assert calls.enter("d", "x") and not held.done()
+    held.cancel()
 
 
 async def test_runs_are_apart_and_what_they_said_ends_with_them() -> None:
@@ -193,6 +207,36 @@ async def test_such_an_engine_gets_handles_as_they_come_and_texts_of_others() ->
     assert await waits[1] == Producer(None, "B") and not stranger.done()
     calls.answer(first.call, "A")
     assert await stranger == Producer(None, "A")
+
+
+async def test_a_handle_of_an_attempt_that_failed_is_given_to_nobody() -> None:
+    calls = Calls()
+    first = native(calls, "a")
+    first.submitted("of the first engine")
+    first.withdrawn()
+    late, later = (asyncio.create_task(native(calls, name, "a").producer("a")) for name in "bc")
+    await asyncio.sleep(0)
+    assert not late.done() and not later.done()
+    first.submitted("of the second")
+    assert (await late).handle == (await later).handle == "of the second"
+
+
+async def test_who_waits_for_such_an_engine_to_take_others_is_held_too() -> None:
+    calls = Calls(nodes_held=1)
+    waits = asyncio.create_task(native(calls, "b", "a").taken())
+    await asyncio.sleep(0)
+    assert calls.nodes.held == 1
+    with pytest.raises(Refusal, match="1 calls wait"):
+        native(calls, "c", "a")
+    first = native(calls, "a")
+    first.submitted("variable-1")
+    assert await waits is None and calls.nodes.held == 0
+    other = asyncio.create_task(native(calls, "d", "ghost").taken())
+    await asyncio.sleep(0)
+    await native(calls, "c", "a").taken()
+    with pytest.raises(Refusal):
+        calls.enter("e", "a")
+    other.cancel()
 
 
 async def test_such_an_engine_is_told_of_what_cannot_be() -> None:

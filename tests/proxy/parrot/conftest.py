@@ -46,6 +46,7 @@ class Behind:
     status: int = 200
     error: str = "no"
     break_off: bool = False
+    says: str = "content"  # under which name a chat's stream has its words
     hold: asyncio.Event | None = None
     seen: list[tuple[dict[str, str], dict[str, Any]]] = field(default_factory=list)
     came: asyncio.Event = field(default_factory=asyncio.Event)
@@ -77,7 +78,7 @@ class Behind:
         await reply.prepare(request)
         for n, word in enumerate(words := text.split(" ")):
             piece = word if n == 0 else f" {word}"
-            part = {"delta": {"content": piece}} if chat else {"text": piece}
+            part = {"delta": {self.says: piece}} if chat else {"text": piece}
             choice = {"index": 0, "finish_reason": None, **part}
             await reply.write(b"data: " + orjson.dumps(envelope | {"choices": [choice]}) + b"\n\n")
             if self.break_off and n == len(words) // 2:

@@ -36,6 +36,17 @@ async def test_who_has_not_the_key_learns_nothing(world: Any) -> None:
     world.engine._calls.close(call)
 
 
+async def test_the_log_hears_of_them_once_a_minute(
+    world: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(3):
+        await post(world, "wrong", {})
+    assert len(caplog.records) == 1 and "without the egress's key" in caplog.text
+    monkeypatch.setattr("proxy.parrot.egress._TELL_EVERY_S", 0.0)
+    await post(world, "wrong", {})
+    assert len(caplog.records) == 2
+
+
 async def test_what_nobody_waits_for_is_answered_with_nothing(world: Any) -> None:
     for data in (b"", b"no json", b"[]", b'{"stop": null}', b'{"stop": "x"}', b'{"stop": ["x", 3]}'):
         status, reply = await post(world, data=data)

@@ -50,14 +50,20 @@ def test_what_did_not_come_to_its_end_is_no_answer(whole: bytes) -> None:
     assert gather.finish() is None
 
 
-def test_reasoning_is_kept_apart_from_the_text() -> None:
+@pytest.mark.parametrize(
+    "names", [["reasoning_content"], ["reasoning"], ["reasoning_content", "reasoning"], ["refusal"]]
+)
+def test_what_is_no_text_is_kept_apart_from_it_under_its_own_name(names: list[str]) -> None:
     gather = Gather()
-    for delta in ({"reasoning_content": "hm"}, {"content": "yes"}):
+    for delta in ({"content": "", **dict.fromkeys(names, "h")}, dict.fromkeys(names, "m"), {"content": "yes"}):
         frame = {"id": "c", "choices": [{"delta": delta, "finish_reason": "stop"}]}
         gather.feed(b"data: " + orjson.dumps(frame) + b"\n\n")
     said = gather.finish()
-    assert said is not None and (said.reasoning, said.text) == ("hm", "yes")
-    assert said.whole("/v1/chat/completions")["choices"][0]["message"]["reasoning_content"] == "hm"
+    assert said is not None and (said.beside, said.text) == (dict.fromkeys(names, "hm"), "yes")
+    message = {"role": "assistant", "content": "yes", **dict.fromkeys(names, "hm")}
+    assert said.whole("/v1/chat/completions")["choices"][0]["message"] == message
+    first = said.stream("/v1/chat/completions").partition(b"\n\n")[0].removeprefix(b"data: ")
+    assert orjson.loads(first)["choices"][0]["delta"] == message
 
 
 @given(prompt=st.text(), text=st.text(), most=st.integers(1, 100))

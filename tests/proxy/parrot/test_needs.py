@@ -11,9 +11,10 @@ import pytest
 from proxy.config import Limits
 from proxy.energy.records import Outcome
 from proxy.nodes.ask import Ask
-from proxy.nodes.hold import NodeCall, Nodes
+from proxy.nodes.hold import Call, NodeCall, Nodes
 from proxy.nodes.placeholders import named
 from proxy.refusal import Refusal
+from proxy.upstream import Dropped
 
 
 class Run:
@@ -25,20 +26,12 @@ class Run:
 
     async def call(self, name: str, text: str, **more: Any) -> str:
         """The answer's text. Raises Refusal, and what the upstream raises."""
-        body: Any = {"model": "parrot/m", "messages": [{"role": "user", "content": text}], **more}
-        ends = asyncio.get_running_loop().time() + 5
-        call = self.nodes.enter(self.run, Ask(name, named(body), None), ends, holds=False)
+        call = self.enter(name, text)
         outcome, code = Outcome.FAILED, 502
         try:
-            node = NodeCall(self.nodes, call)
-            for need in node.needs:
-                await node.producer(need)
-            bound = self.world.upstream.bind(SimpleNamespace(run=self.run), None)
-            reply = await bound.send_node(node, b"POST", b"/v1/chat/completions", [], orjson.dumps(body))
-            said = orjson.loads(await reply.rest())
-            code, outcome = reply.status, Outcome.OK if reply.status < 400 else Outcome.ERROR
-            call.answer.whole(said)
-            return said["choices"][0]["message"]["content"] if reply.status < 400 else str(reply.status)
+            code, said = await self.attempt(call, text, **more)
+            outcome = Outcome.OK if code < 400 else Outcome.ERROR
+            return said
         except asyncio.CancelledError:
             outcome = Outcome.CANCELLED
             raise
@@ -47,6 +40,27 @@ class Run:
             raise
         finally:
             self.nodes.leave(call, code, outcome)
+
+    def enter(self, name: str, text: str) -> Call:
+        asked = Ask(name, named({"messages": [{"content": text}]}), None)
+        return self.nodes.enter(self.run, asked, asyncio.get_running_loop().time() + 5, holds=False)
+
+    async def attempt(self, call: Call, text: str, **more: Any) -> tuple[int, str]:
+        """Status and text. Raises Refusal, and what the upstream raises."""
+        node = NodeCall(self.nodes, call)
+        for need in node.needs:
+            await node.producer(need)
+        body: Any = {"model": "parrot/m", "messages": [{"role": "user", "content": text}], **more}
+        bound = self.world.upstream.bind(SimpleNamespace(run=self.run), None)
+        reply = await bound.send_node(node, b"POST", b"/v1/chat/completions", [], orjson.dumps(body))
+        content = await reply.rest()
+        if more.get("stream") is True:
+            for frame in content.split(b"\n\n"):
+                call.answer.frame(frame)
+            return reply.status, call.answer.text or ""
+        said = orjson.loads(content)
+        call.answer.whole(said)
+        return reply.status, said["choices"][0]["message"]["content"] if reply.status < 400 else str(reply.status)
 
     async def all(self, calls: Sequence[tuple[str, str]]) -> list[Any]:
         return await asyncio.gather(*(self.call(*one) for one in calls), return_exceptions=True)
@@ -86,10 +100,45 @@ async def test_a_failed_producer_is_its_consumers_424_and_no_engine_call(world: 
     assert await Run(world).call("again", "x") == "You said: x"
 
 
+async def test_who_follows_from_a_producer_that_another_engine_answers_is_given_that_text(world: Any) -> None:
+    run = Run(world)
+    producer = run.enter("a", "one")
+    world.behind.status, world.behind.hold = 500, asyncio.Event()
+    first = asyncio.create_task(run.attempt(producer, "one"))
+    b = asyncio.create_task(run.call("b", "then {{node:a}}"))
+    c = asyncio.create_task(run.call("c", "last {{node:b}}"))
+    async with asyncio.timeout(5):
+        await world.behind.came.wait()
+        while len(world.core.submitted) < 3:  # noqa: ASYNC110  (it looks every few milliseconds)
+            await asyncio.sleep(0.005)
+    world.behind.hold.set()
+    with pytest.raises(Dropped, match="answered 500"):
+        await first
+    NodeCall(run.nodes, producer).withdrawn()
+    world.behind.status = 200
+    await asyncio.wait([b, c], timeout=0.1)
+    assert not b.done() and not c.done(), "another engine may answer yet"
+    producer.answer.whole({"choices": [{"message": {"content": "from elsewhere"}}]})
+    run.nodes.leave(producer, 200, Outcome.OK)
+    assert await asyncio.wait_for(asyncio.gather(b, c), 5) == [
+        "You said: then from elsewhere",
+        "You said: last You said: then from elsewhere",
+    ]
+    assert seen(world)[0] == "one" and len(world.behind.seen) == 3
+
+
 async def test_the_engines_own_no_is_a_424_for_who_follows(world: Any) -> None:
     world.behind.status = 400
     b, a = await Run(world).all([("b", "{{node:a}}"), ("a", "one")])
     assert a == "400" and b.status == 424 and seen(world) == ["one"]
+
+
+@pytest.mark.parametrize("says", ["reasoning", "reasoning_content", "refusal"])
+async def test_an_answer_without_a_text_is_its_consumers_424(world: Any, says: str) -> None:
+    run, world.behind.says = Run(world), says
+    b, a = await asyncio.gather(run.call("b", "{{node:a}}"), run.call("a", "one", stream=True), return_exceptions=True)
+    assert a == "" and isinstance(b, Refusal) and (b.status, b.code) == (424, "node_without_text")
+    assert seen(world) == ["one"]
 
 
 async def test_a_producer_whose_client_left_is_lost_to_its_consumers(world: Any) -> None:

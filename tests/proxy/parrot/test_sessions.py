@@ -49,6 +49,23 @@ async def test_a_parrot_that_is_gone_does_not_hold_up_the_end(world: Any) -> Non
     await asyncio.wait_for(world.engine.stop(), 10)
 
 
+async def test_a_parrot_that_never_answers_an_end_stops_no_later_one(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sessions, silent = world.upstream.sessions, asyncio.Event()
+    monkeypatch.setattr("proxy.parrot.sessions._GOODBYE_S", 0.05)
+    with monkeypatch.context() as patched:
+        patched.setattr(sessions.core, "close_session", lambda _: silent.wait())
+        await world.ask(run=(first := world.run("r1")))
+        first.state = "closed"
+        await asyncio.wait_for(sessions.sweep(), 5)
+    monkeypatch.setattr("proxy.parrot.sessions._GOODBYE_S", 3.0)
+    await world.ask(run=(second := world.run("r2")))
+    second.state = "closed"
+    await asyncio.wait_for(sessions.sweep(), 5)
+    assert world.core.deleted == [1] and len(sessions) == 0
+
+
 async def test_a_session_that_cannot_be_opened_is_tried_anew_by_the_next_call(world: Any) -> None:
     await world.core.stop()
     with pytest.raises(ConnectionError):

@@ -27,6 +27,9 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:,"}}
         ("logprobs", {"logprobs": True}),
         ("logprobs", {"logprobs": 0}),  # of a completion: the chosen token's own
         ("top_logprobs", {"top_logprobs": 5}),
+        ("prompt_logprobs", {"prompt_logprobs": 0}),  # of the prompt's own tokens
+        ("return_token_ids", {"return_token_ids": True}),
+        ("return_tokens_as_token_ids", {"return_tokens_as_token_ids": True}),
         ("response_format", {"response_format": {"type": "json_object"}}),
         ("response_format", {"response_format": {"type": "json_schema", "json_schema": {}}}),
         ("guided_json", {"guided_json": {"type": "object"}}),
@@ -51,6 +54,7 @@ def test_what_is_more_than_one_text_is_refused_by_name(param: str, more: dict[st
         {"n": None, "logprobs": False, "top_logprobs": 0, "response_format": None, "tools": [], "stop": "x"},
         {"response_format": {"type": "text"}, "modalities": ["text"]},
         {"tools": [FUNCTION], "tool_choice": "none"},
+        {"prompt_logprobs": None, "return_token_ids": False, "return_tokens_as_token_ids": False},
         {"seed": 3, "logit_bias": {"1": 2}, "ignore_eos": True, "min_p": 0.1, "stream": True},
     ],
 )

@@ -103,6 +103,19 @@ async def test_an_engine_that_breaks_off_its_stream_fails_the_call_alone(world: 
     assert (await world.ask(stream=True)).status == 200 and world.core.dead is None
 
 
+async def test_a_fault_of_ours_is_the_clients_failure_and_nobody_elses(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(*_: Any) -> None:
+        raise KeyError("a prompt")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("proxy.parrot.calls._exchange", stumble)
+        with pytest.raises(KeyError):
+            await world.ask()
+    assert (await world.ask()).status == 200 and world.core.dead is None
+
+
 async def test_an_engine_that_is_gone_fails_the_call_alone(world: Any) -> None:
     world.lane.upstream = type(world.lane.upstream)("http://127.0.0.1:1", 1.0)
     with pytest.raises(Unreachable):
@@ -133,6 +146,17 @@ async def test_a_call_whose_client_left_in_parrots_queue_never_reaches_the_engin
     assert world.behind.seen == [] and world.core.dead is None
 
 
+async def test_what_parrot_never_brings_is_not_owed_for_good(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.core.has_engine = False
+    task = asyncio.create_task(world.ask())
+    await asyncio.wait_for(world.core.activated.wait(), 5)
+    monkeypatch.setattr("proxy.parrot.calls._OWED_S", 0.01)
+    await asyncio.sleep(0.05)
+    assert not world.engine._calls.none_owed.is_set(), "its client waits"
+    task.cancel()
+    await asyncio.wait_for(world.engine._calls.none_owed.wait(), 5)
+
+
 async def test_twenty_at_once_get_each_its_own_answer(world: Any) -> None:
     said = [{"role": "user", "content": f"number {n}"} for n in range(20)]
     replies = await asyncio.gather(*(world.ask(run=world.run(f"r{n}"), messages=[one]) for n, one in enumerate(said)))
@@ -146,8 +170,9 @@ async def test_sessions_that_parrot_forgot_are_made_anew(world: Any) -> None:
     await world.core.restart()
     assert (await world.ask()).status == 200
     world.core.advance(601)
-    await asyncio.sleep(0.05)
-    assert not world.core.sessions, "expired"
+    async with asyncio.timeout(5):
+        while world.core.sessions:  # noqa: ASYNC110  (it looks every few milliseconds)
+            await asyncio.sleep(0.005)
     assert (await world.ask()).status == 200
 
 
