@@ -150,7 +150,7 @@ def test_answers_are_shorter_when_little_is_left(
     nvml.set_power_w(0, 400)
     engine: Engine = make_engine()
     gateway = make_gateway(of_run(engine, 100_000, warn=0.001, cap_tokens=7), env=nvml.env)
-    first = gateway.chat(AGENT, max_tokens=60)
+    first = gateway.chat(AGENT, max_tokens=200)
     assert float(first.headers["x-joulegate-budget-left"]) == 100_000 and "x-joulegate-max-tokens" not in first.headers
     until(lambda: gateway.run("agent-1")["joules"] > 100)
     left = [float(first.headers["x-joulegate-budget-left"])]

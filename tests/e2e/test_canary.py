@@ -73,7 +73,7 @@ def test_content_leaves_no_trace(gateway: Gateway) -> None:
     with socket.create_connection(("127.0.0.1", int(gateway.url.rpartition(":")[2]))) as sock:
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nbad header %s\r\n\r\n" % mark.encode())
         assert b" 400 " in sock.recv(65536)
-    leave_midway(gateway, json.dumps(marked(canary, stream=True, max_tokens=500)))
+    leave_midway(gateway, json.dumps(marked(canary, stream=True, response_format=None, stub={"stall_after": 1})))
     run = until(lambda: found if (found := gateway.run("the-run"))["settled"] else None)
     assert {one["outcome"] for one in run["requests"]} >= {"ok", "error", "failed", "refused"}
     assert until(lambda: gateway.metric("joulegate_requests_total", outcome="cancelled"))
@@ -95,6 +95,7 @@ OPENMETRICS = "application/openmetrics-text"
 
 def leave_midway(gateway: Gateway, body: str) -> None:
     with gateway.http.stream("POST", "/v1/chat/completions", content=body) as reply:
+        assert reply.status_code == 200, reply.read()
         next(reply.iter_bytes())
 
 
