@@ -9,7 +9,6 @@ pairs of trials with the same plans. All joules of the emulated host are a model
 
 import asyncio
 import json
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.real_nodes import MODES, measure, parser
-from benchmarks.rehearsal import GPU, MODEL, emulated
+from benchmarks.rehearsal import MODEL, emulated_host
 from loadgen.campaign.comparison import SURE
 from loadgen.statistics import Change, holm, mean_interval, paired_change
 
@@ -101,19 +100,10 @@ def words(change: Change) -> str:
 
 def rehearse(arguments: list[str], out: Path) -> None:
     """The same on an emulated host, which is started for it."""
-    out.mkdir(parents=True, exist_ok=True)
-    said = out / "emulate.txt"
-    command = [sys.executable, "-u", "-m", "joulegate", "emulate", "--gpu", GPU, "--model", MODEL]
-    with said.open("wb") as log:
-        process = subprocess.Popen([*command, "--port", "0", "--zeusd-port", "0"], stdout=log, stderr=log)
-    try:
-        config = emulated(said, process)
+    with emulated_host(out) as config:
         zeusd = config["hosts"]["emulated"]["zeusd"]
         ones = [config["engines"][0]["url"], MODEL, str(out), "--zeusd", zeusd, "--minutes", "30", *arguments]
         asyncio.run(measure(parser().parse_args(ones)))
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 def main(arguments: list[str]) -> None:

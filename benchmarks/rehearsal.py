@@ -9,7 +9,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,23 @@ GPU, MODEL = "h200", "llama-2-7b"
 MARKER = "For a gateway (joulegate serve -c FILE):\n"
 
 
-def emulated(said: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """The configuration that `joulegate emulate` prints for a gateway, once it is there."""
+@contextmanager
+def emulated_host(out: Path) -> Iterator[dict[str, Any]]:
+    """An emulated host while the block runs: the configuration for a gateway that it prints. What it says is kept in
+    `out`. Raises RuntimeError where it does not start."""
+    out.mkdir(parents=True, exist_ok=True)
+    said = out / "emulate.txt"
+    command = [sys.executable, "-u", "-m", "joulegate", "emulate", "--gpu", GPU, "--model", MODEL]
+    with said.open("wb") as log:
+        process = subprocess.Popen([*command, "--port", "0", "--zeusd-port", "0"], stdout=log, stderr=log)
+    try:
+        yield _config(said, process)
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def _config(said: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
     until = time.monotonic() + 60
     while time.monotonic() < until and process.poll() is None:
         _, marker, block = said.read_text().partition(MARKER)
@@ -37,13 +53,7 @@ def emulated(said: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 
 def main(out: Path, part: float) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    said = out / "emulate.txt"
-    command = [sys.executable, "-u", "-m", "joulegate", "emulate", "--gpu", GPU, "--model", MODEL]
-    with said.open("wb") as log:
-        process = subprocess.Popen([*command, "--port", "0", "--zeusd-port", "0"], stdout=log, stderr=log)
-    try:
-        config = emulated(said, process)
+    with emulated_host(out) as config:
         host, engine = config["hosts"]["emulated"], config["engines"][0]
         counter = f"http://{host['zeusd']}/gpu/get_cumulative_energy?gpu_ids=0"
 
@@ -52,9 +62,6 @@ def main(out: Path, part: float) -> None:
 
         site = Site(f"Emulated {GPU}", host, "emulated/gpu:0", counter_j)
         asyncio.run(measure(engine["url"], MODEL, site, out, part))
-    finally:
-        process.terminate()
-        process.wait(20)
     table(out / "trace.jsonl.gz")
 
 
