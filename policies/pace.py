@@ -14,8 +14,8 @@ the clock goes up as their wait takes up that room, and at the highest nobody is
 from collections.abc import Iterator, Mapping
 from math import inf
 
-from policies.gathering import ITL_ROOM, stream_of
-from policies.interface import EngineSignals, Signals
+from policies.gathering import ITL_ROOM, KV_FULL, stream_of
+from policies.interface import EngineSignals, QueueSignals, Signals
 from policies.narrow import LEAST
 from policies.room import used_by_queue
 
@@ -39,16 +39,22 @@ def least_for_crowd(signals: Signals) -> float:
 
 
 def least_for_queues(signals: Signals, limits: Mapping[str, int], held_s: Mapping[str, float]) -> float:
-    """The part of the highest clock that those need who wait for the `limits` of engines; `held_s` is by workflow for
-    how long the gate holds its requests anyway."""
-    waits = (
-        used_by_queue(signals.workflows[workflow], queue, held_s.get(workflow, 0.0))
+    """The part of the highest clock that those need who wait for the `limits` of engines, or in an engine for its full
+    cache; `held_s` is by workflow for how long the gate holds its requests anyway."""
+    waits = [
+        used_by_queue(one, queue, held_s.get(workflow, 0.0))
         for name, engine in signals.engines.items()
-        if _in_flight(engine) >= limits.get(name, inf)  # else they are held, and could go
-        for workflow, queue in engine.queues.items()
-        if workflow in signals.workflows
-    )
+        for workflow, one in signals.workflows.items()
+        for queue in _queues(workflow, engine, limits.get(name, inf))
+    ]
     return min(1.0, max(waits, default=0.0))
+
+
+def _queues(workflow: str, engine: EngineSignals, limit: float) -> Iterator[QueueSignals]:
+    if workflow in engine.queues and _in_flight(engine) >= limit:  # else they are held, and could go
+        yield engine.queues[workflow]
+    if engine.waiting and engine.running and (engine.kv_usage or 0.0) > KV_FULL:
+        yield QueueSignals(round(engine.running), round(engine.waiting))
 
 
 def _in_flight(engine: EngineSignals) -> int:

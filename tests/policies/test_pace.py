@@ -75,3 +75,13 @@ def test_who_waits_for_a_limit_needs_a_faster_clock(chunks: Signals) -> None:
     assert least_for_queues(waiting, {"e1": 11}, {}) == least_for_queues(waiting, {}, {}) == 0, "nobody limits it"
     assert least_for_queues(waiting, {"e1": 10}, {"chunks": 0.4}) < 0.2, "held for so long anyway"
     assert least_for_queues(with_queue(chunks, 10, 99), {"e1": 10}, {}) == 1.0
+
+
+def test_so_do_those_who_wait_in_the_engine_for_its_cache(chunks: Signals) -> None:
+    def waiting(count: int, kv_usage: float) -> Signals:
+        engine = replace(chunks.engines["e1"], running=30.0, waiting=float(count), kv_usage=kv_usage)
+        return replace(chunks, engines={"e1": engine})
+
+    assert least_for_queues(waiting(20, 0.99), {}, {}) == pytest.approx(0.8), "0.4 s until the last of them may go"
+    assert least_for_queues(waiting(99, 0.99), {}, {}) == 1.0
+    assert least_for_queues(waiting(99, 0.5), {}, {}) == 0, "their prompts are next"
