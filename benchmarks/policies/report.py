@@ -29,11 +29,11 @@ def _lines(data: dict[str, Any]) -> Iterator[str]:
         about = f"Patience {patience} s, {data['seeds'][patience]} seeds"
         yield f"{about}: % of the default's joules saved, ± half a 95 % interval (points more late)"
         yield ""
-        yield f"| cell | default, J/run | {' | '.join([*names, *oracles])} | best setting | wait, company |"
+        yield f"| cell | default, J/run | {' | '.join([*names, *oracles])} | their settings | wait, company |"
         yield "|" + "---|" * (4 + len(names) + len(oracles))
         for cell, row in rows:
             cells = [_saved(row[name]) for name in (*names, *oracles)]
-            best = _setting(row[oracles[0]]["setting"], float(patience)) if oracles else ""
+            best = "; ".join(_setting(row[name]["setting"], float(patience)) for name in oracles)
             waits = f"{row['company']['wait_p95_s']:.1f} s p95"
             default = f"{row['default']['j_per_run']['mean']:.0f}"
             yield f"| {' | '.join([cell['cell'], default, *cells, best, waits])} |"
@@ -84,11 +84,15 @@ def _saved(row: dict[str, Any]) -> str:
 
 
 def _setting(setting: dict[str, Any], patience_s: float) -> str:
-    if not setting["hold"]:
-        return f"at most {setting['limit']} in flight" if setting["limit"] else "as the default"
-    limit = f", at most {setting['limit']} in flight" if setting["limit"] else ""
-    join = "any" if setting["join"] == "inf" else f"{float(setting['join']):.2f}"
-    return f"hold {setting['hold'] * patience_s:.2g} s, join {join}{limit}"
+    said: list[str] = []
+    if setting["hold"]:
+        join = "any" if setting["join"] == "inf" else f"{float(setting['join']):.2f}"
+        said.append(f"hold {setting['hold'] * patience_s:.2g} s, join {join}")
+    if setting["limit"]:
+        said.append(f"at most {setting['limit']} in flight")
+    if setting["clock"] < 1:
+        said.append(f"{setting['clock']:.0%} of the clock")
+    return ", ".join(said) or "as the default"
 
 
 def rounded(value: Any) -> Any:
