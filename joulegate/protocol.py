@@ -220,7 +220,8 @@ class Connection(asyncio.Protocol):
         if parser.should_upgrade():  # it will be here again without
             return
         self._in_head, self._outside_body = False, 0
-        self._met_deadline()
+        if self._deadline is not None:
+            self._met_deadline()
         url = httptools.parse_url(self._url)
         path, version = url.path.decode("ascii"), parser.get_http_version()
         scope = {

@@ -14,6 +14,8 @@ import httptools
 
 Header = tuple[bytes, bytes]
 
+_OF_THE_CONNECTION = frozenset((b"connection", b"content-length", b"transfer-encoding"))
+_OF_NO_HEADER = frozenset((b"close", b"keep-alive", b"upgrade"))
 _BUFFER_LIMIT = 256 * 1024  # bytes of a body that may wait for a slow client before the engine is slowed down
 
 
@@ -71,6 +73,8 @@ class Reply(asyncio.Protocol):
 
     usage_by = "engine"
     counted = False
+    _unsent = False  # much of the request was not taken yet
+    _named: frozenset[bytes] = frozenset()  # headers that `connection` declares to be its own
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -127,7 +131,7 @@ class Reply(asyncio.Protocol):
     @property
     def reusable(self) -> bool:
         """Whether the reply was read to its end and the connection may carry another."""
-        return self._keep and self._complete and not self._chunks and self._gone is None
+        return self._keep and self._complete and not self._chunks and self._gone is None and not self._unsent
 
     def write(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
@@ -160,6 +164,12 @@ class Reply(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
+    def pause_writing(self) -> None:
+        self._unsent = True
+
+    def resume_writing(self) -> None:
+        self._unsent = False
+
     def data_received(self, data: bytes) -> None:
         self._started = True
         try:
@@ -188,12 +198,19 @@ class Reply(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        self._framed = self._framed or name == b"content-length" or name == b"transfer-encoding"
+        if name in _OF_THE_CONNECTION:
+            if name == b"connection":
+                self._named |= {part.strip() for part in value.lower().split(b",")} - _OF_NO_HEADER
+            else:
+                self._framed = True
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         self.status = self._parser.get_status_code()
         self._has_head = self.status >= 200  # 1xx announce the real one
+        if self._named:
+            self.headers = [header for header in self.headers if header[0] not in self._named]
+            self._named = frozenset()
 
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
@@ -206,11 +223,10 @@ class Reply(asyncio.Protocol):
         else:
             self.headers = []
 
-    # Over the connection's whole life a reply that is complete needs the connection no longer.
     @property
     def closed(self) -> bool:
-        unasked = self._complete and bool(self._chunks)
-        return unasked or self._gone is not None or self._transport is None or self._transport.is_closing()
+        """Whether a connection that was kept can carry no request: it is at its end, or has said what nobody asked."""
+        return self._started or self._gone is not None or self._transport is None or self._transport.is_closing()
 
 
 class Upstream:
@@ -249,6 +265,7 @@ class Upstream:
         """Keep the connection for the next request when it can be, and end it otherwise."""
         self._busy.discard(reply)
         if reply.reusable:
+            reply.begin()
             reply.used = True
             reply.idle_since = reply.now()
             self._idle.append(reply)
@@ -265,7 +282,6 @@ class Upstream:
     async def _exchange(self, reply: Reply, request: bytes) -> Reply:
         self._busy.add(reply)
         try:
-            reply.begin()
             reply.write(request)
             await reply.head()
         except BaseException:
@@ -281,6 +297,7 @@ class Upstream:
             reply = self._idle.pop()
             if not reply.closed:
                 return reply
+            reply.abort()
         return None
 
     async def _connect(self) -> Reply:
