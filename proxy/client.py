@@ -17,7 +17,7 @@ TellWhenGone = Callable[[Callable[[], None]], Callable[[], None]]
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
 )
-_NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server"}
+_NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server", b"x-joulegate-request-id"}
 _TELL_S = 5.0
 _FRAME_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # What our server adds to a scope: `tell_when_gone(tell)` calls `tell` should the connection end before the function

@@ -21,6 +21,7 @@ from proxy.upstream import Answering, Serving, Unreachable
 
 _NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
 _NO_SECRETS = _NOT_UPSTREAM | {b"authorization", b"x-api-key"}
+_NO_BODY = (204, 304)  # nor the length of one
 _RETRY_STATUS = {429, 500, 502, 503, 504}
 _ENDS_WITH_A_REASON = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
@@ -112,7 +113,8 @@ class Relay:
                 self.answer.whole(parsed)
             if self.report is not None and isinstance(parsed, dict) and reply.status < 400:
                 body = _with_energy(parsed, self.report(), body)
-        await self.client.start(reply.status, reply.headers, len(body))
+        length = None if not body and reply.status in _NO_BODY else len(body)
+        await self.client.start(reply.status, reply.headers, length)
         await self.client.send(body)
         return reply.status, Outcome.OK if reply.status < 400 else Outcome.ERROR
 

@@ -15,6 +15,7 @@ import httptools
 Header = tuple[bytes, bytes]
 
 _OF_THE_CONNECTION = frozenset((b"connection", b"content-length", b"transfer-encoding"))
+_TRAILERS = cast(list[Header], deque[Header](maxlen=0))  # what comes after a body is no header, and goes nowhere
 _OF_NO_HEADER = frozenset((b"close", b"keep-alive", b"upgrade"))
 _BUFFER_LIMIT = 256 * 1024  # bytes of a body that may wait for a slow client before the engine is slowed down
 
@@ -77,7 +78,7 @@ class Reply(asyncio.Protocol):
     _named: frozenset[bytes] = frozenset()  # headers that `connection` declares to be its own
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._gone: Dropped | None = None
@@ -90,7 +91,7 @@ class Reply(asyncio.Protocol):
     def begin(self) -> None:
         """Make ready for the next reply."""
         self.status = 0
-        self.headers: list[Header] = []
+        self.headers = self._fields = cast(list[Header], [])
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._started = False  # a byte of the reply was seen
@@ -125,8 +126,10 @@ class Reply(asyncio.Protocol):
         """All of the body that is still to come. Raises Dropped."""
         parts: list[bytes] = []
         while part := await self.next():
+            if self._complete and not parts:  # as most are
+                return part
             parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     @property
     def reusable(self) -> bool:
@@ -138,9 +141,6 @@ class Reply(asyncio.Protocol):
             raise self._gone or Dropped("the connection is closed", stale=self.used)
         self._transport.write(data)
 
-    def now(self) -> float:
-        return self._loop.time()
-
     def abort(self) -> None:
         """End the connection at once: what the engine still sends is of no use."""
         if self._transport is not None:
@@ -149,7 +149,7 @@ class Reply(asyncio.Protocol):
     async def _more(self) -> None:
         if self._gone is not None:
             raise self._gone
-        self._waiter = self._loop.create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -180,7 +180,8 @@ class Reply(asyncio.Protocol):
         if self._buffered > _BUFFER_LIMIT and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if (waiter := self._waiter) is not None and not waiter.done():
+            waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._has_head and not self._framed and exc is None:
@@ -203,11 +204,14 @@ class Reply(asyncio.Protocol):
                 self._named |= {part.strip() for part in value.lower().split(b",")} - _OF_NO_HEADER
             else:
                 self._framed = True
-        self.headers.append((name, value))
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            raise httptools.HttpParserError("nobody asked for another reply")
         self.status = self._parser.get_status_code()
         self._has_head = self.status >= 200  # 1xx announce the real one
+        self._fields = _TRAILERS
         if self._named:
             self.headers = [header for header in self.headers if header[0] not in self._named]
             self._named = frozenset()
@@ -221,7 +225,7 @@ class Reply(asyncio.Protocol):
             self._complete = True
             self._keep = self._parser.should_keep_alive()
         else:
-            self.headers = []
+            self.headers = self._fields = []
 
     @property
     def closed(self) -> bool:
@@ -249,9 +253,11 @@ class Upstream:
 
         Raises Unreachable, or Dropped. A kept connection that the engine closed just as it was taken is replaced once.
         """
-        head = [b"%b %b%b HTTP/1.1\r\nhost: %b\r\n" % (method, self._prefix, target, self._authority)]
-        head += [b"%b: %b\r\n" % header for header in headers]
-        request = b"".join([*head, b"content-length: %d\r\n\r\n" % len(body), body])
+        line = method, self._prefix, target, self._authority, len(body)
+        parts = [b"%b %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n" % line]
+        parts += [b"%b: %b\r\n" % header for header in headers]
+        parts += (b"\r\n", body)
+        request = b"".join(parts)
         reply = self._kept()
         if reply is not None:
             try:
@@ -267,7 +273,7 @@ class Upstream:
         if reply.reusable:
             reply.begin()
             reply.used = True
-            reply.idle_since = reply.now()
+            reply.idle_since = reply.loop.time()
             self._idle.append(reply)
         else:
             reply.abort()
@@ -291,10 +297,14 @@ class Upstream:
         return reply
 
     def _kept(self) -> Reply | None:
-        while self._idle and self._idle[0].now() - self._idle[0].idle_since > self._keep_s:
-            self._idle.popleft().abort()
-        while self._idle:
-            reply = self._idle.pop()
+        idle = self._idle
+        if not idle:
+            return None
+        since = idle[0].loop.time() - self._keep_s
+        while idle and idle[0].idle_since < since:
+            idle.popleft().abort()
+        while idle:
+            reply = idle.pop()
             if not reply.closed:
                 return reply
             reply.abort()

@@ -20,6 +20,19 @@ class Told:
         self.bytes += message.get("body", b"")
 
 
+async def test_the_id_is_ours_and_what_an_engine_sets_twice_stays_twice() -> None:
+    heads: list[Message] = []
+
+    async def take(message: Message) -> None:
+        heads.append(message)
+
+    client = Client({"method": "POST", "path": "/v1/completions", "headers": []}, Told()._nothing, take)
+    client.extra.append((b"x-joulegate-request-id", b"ours"))
+    cookies = [(b"set-cookie", b"a=1"), (b"set-cookie", b"b=2")]
+    await client.start(200, [(b"x-joulegate-request-id", b"forged"), (b"keep-alive", b"timeout=5"), *cookies], 2)
+    assert heads[0]["headers"] == [*cookies, (b"content-length", b"2"), (b"x-joulegate-request-id", b"ours")]
+
+
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
 async def test_after_whole_frames_an_error_is_one_more(end: bytes) -> None:
     told, refusal = Told(), Refusal(502, "it broke off", "engine_failed")

@@ -185,6 +185,17 @@ async def test_what_belongs_to_the_connection_goes_no_further() -> None:
         upstream.release(again)
 
 
+async def test_what_comes_after_a_reply_is_none_of_it() -> None:
+    trailers = CHUNKED.removesuffix(b"\r\n") + b"X-Key: 1\r\nX-Other: 2\r\n\r\n"
+    async with running(Engine(trailers, LENGTH + LENGTH, LENGTH)) as upstream:
+        for _ in range(3):
+            reply = await upstream.send(b"POST", b"/", [], b"{}")
+            assert await reply.rest() == b"hello world"
+            assert all(not name.startswith(b"x-") for name, _ in reply.headers)
+            assert [name for name, _ in reply.headers].count(b"content-type") <= 1
+            upstream.release(reply)
+
+
 @asynccontextmanager
 async def answering(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
