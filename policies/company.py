@@ -18,6 +18,7 @@ from policies.narrow import counted, narrow
 
 ITL_LATE = 0.85  # of the objective: what follows from letting go comes on top
 LEAST_HOLD_S = 0.05
+FIRST_S, FIRST_JOIN = 3.0, 0.5
 EASE = 0.1  # of what holds, a decision
 WATCHED_S = 1.0  # a decision
 FADE = 0.99  # of the peak, a decision
@@ -64,10 +65,20 @@ def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[De
     peaks = {n: max(one.requests_per_s, FADE * before.get(n, (0, 0, 0.0))[2]) for n, one in known.items()}
     kv_each = max((usage / running for usage, running in kv.values()), default=0.0)
     holding = any(hold_s for hold_s, *_ in before.values())
-    wanted, join, reason = _wanted(signals, known, peaks, kv_each, worth / 2 if holding else worth)
+    engines = [engine for engine in signals.engines.values() if engine.up]
+    prices = next((engine.prices for engine in engines if engine.prices is not None), None)
+    wanted, first, join = {}, {}, 0.0
+    if (why := _why_not(engines, prices, signals.workflows)) or prices is None:
+        reason = f"nothing is held: {why}"
+    else:
+        wanted, join, reason = _wanted(known, peaks, kv_each, len(engines), prices, worth / 2 if holding else worth)
+        first = _first(signals.workflows, prices)
     after: dict[str, Any] = {}
     for name, one in signals.workflows.items():
         was_s, was_join, was_peak = before.get(name, (None, 0.0, 0.0))
+        if was_s is None and name in first:
+            after[name] = [first[name], FIRST_JOIN, 0.0]
+            continue
         if was_s and name not in known:
             after[name] = [min(was_s, one.objective.patience_s), was_join, was_peak]
             continue
@@ -83,7 +94,7 @@ def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[De
         for name, rule in release.items()
     }
     if release and not known:
-        reason = "held as before: nothing has come in the last minute"
+        reason = f"held {'as before' if before else 'at first'}: nothing was answered in the last minute"
     elif release and not wanted:
         reason = f"let go bit by bit: {reason}"
     in_flight: dict[str, int] = {}
@@ -95,16 +106,18 @@ def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[De
 
 
 def _wanted(
-    signals: Signals, known: Mapping[str, WorkflowSignals], peaks: Mapping[str, float], kv_each: float, worth: float
+    known: Mapping[str, WorkflowSignals],
+    peaks: Mapping[str, float],
+    kv_each: float,
+    engines: int,
+    prices: Prices,
+    worth: float,
 ) -> tuple[dict[str, float], float, str]:
     """For how long to hold whom, what may join, and why. Empty where nothing is to be held."""
-    engines = [engine for engine in signals.engines.values() if engine.up]
-    prices = next((engine.prices for engine in engines if engine.prices is not None), None)
-    if why := _why_not(engines, prices, known):
-        return {}, 0.0, f"nothing is held: {why}"
-    assert prices is not None
-    streams = [stream_of(name, one, len(engines), prices) for name, one in known.items()]
-    crowd = [(stream, peaks[stream.name] / len(engines)) for stream in streams]
+    if not known:
+        return {}, 0.0, "nothing is held: nothing was answered in the last minute"
+    streams = [stream_of(name, one, engines, prices) for name, one in known.items()]
+    crowd = [(stream, peaks[stream.name] / engines) for stream in streams]
     most_s = {name: most_hold_s(one, crowd, prices, kv_each) for name, one in known.items()}
     streams = [replace(stream, hold_s=most_s[stream.name]) for stream in streams]
     patient = [stream for stream in streams if stream.hold_s >= LEAST_HOLD_S]
@@ -117,6 +130,12 @@ def _wanted(
     return {stream.name: stream.hold_s for stream in patient}, found.join, reason
 
 
+def _first(workflows: Mapping[str, WorkflowSignals], prices: Prices) -> dict[str, float]:
+    """For how long to hold whom before anything is known."""
+    most_s = {name: most_hold_s(one, (), prices) for name, one in workflows.items() if one.served_s is None}
+    return {name: min(FIRST_S, hold_s) for name, hold_s in most_s.items() if hold_s >= LEAST_HOLD_S}
+
+
 def _eased(one: WorkflowSignals, wanted_s: float | None, was_s: float | None) -> float | None:
     """From what held towards what is wanted: up by `WATCHED_S`, down by `EASE`. Nobody knows how many come in so long
     before it has been watched for so long; a chain begins with the time that one of its calls takes."""
@@ -126,14 +145,14 @@ def _eased(one: WorkflowSignals, wanted_s: float | None, was_s: float | None) ->
     return min(hold_s, one.objective.patience_s)
 
 
-def _why_not(engines: list[EngineSignals], prices: Prices | None, known: Mapping[str, WorkflowSignals]) -> str:
-    if not any(one.objective.patience_s > 0 for one in known.values()):
-        return "no workflow that has requests has patience"
+def _why_not(engines: list[EngineSignals], prices: Prices | None, workflows: Mapping[str, WorkflowSignals]) -> str:
+    if not any(one.objective.patience_s > 0 for one in workflows.values()):
+        return "no workflow has patience"
     if prices is None or not prices.step_s:
         return "what a step costs is not known"
     if any(engine.kv_usage is not None and engine.kv_usage > KV_FULL for engine in engines):
         return "the engine's cache is full"
-    late = [name for name, one in known.items() if _is_late(one.itl_p95_s, one.objective.itl_p95_s)]
+    late = [name for name, one in workflows.items() if _is_late(one.itl_p95_s, one.objective.itl_p95_s)]
     return f"tokens of {late[0]} come too slowly" if late else ""
 
 

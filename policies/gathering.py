@@ -16,10 +16,11 @@ One that joins x seconds after the last puts off the next batch by 1/Λ, and kee
 x < S/n, its fair share of a batch of its own. `EAGER` of S is put on top: in simulations over 0.5-3 s of patience it
 cost less than a fiftieth of the saving, if anything, and took up to a tenth off the latency. Where runs are chains of
 calls, a batch comes back as a batch: the calls that wait for it arrive together, the engine rests for W in every S + W
-seconds, and f1 is taken to be halfway to that; what is let in late comes back late, so that the part of S stays within
-`CHAIN_JOIN`: less of it the likelier somebody comes while one waits, 1 - exp(-Λ·W). Where nobody does, one that comes
-while another has more than W to go cannot wait for its end and go with what follows: waiting would only lose what they
-share, so that at least 1 - W/S of S is let in.
+seconds, and f1 is taken to be halfway to that; what is let in late comes back late, and where all come back at times of
+their own it never rests. So the part of S stays within `CHAIN_JOIN`: less of it the likelier others are in flight,
+1 - exp(-Λ·S). Where they seldom are, it rests anyway, and one that comes while another has more than W to go cannot
+wait for its end and go with what follows: waiting would only lose what they share, so that at least 1 - W/S of S is
+let in.
 
 The prompts of a batch are computed one after the other, each in a time c: that delays the first token of the last,
 who was held for least, by n·c; interrupts the answers of the first; and each makes every step longer. W is at most what
@@ -41,7 +42,7 @@ EAGER = 0.15
 CHAIN = 1.5  # calls in a row
 CHAIN_HOLD = 10.0  # times S: by then chains rest for nine tenths of the time, and would pile up for nothing more
 MOST_JOIN = 0.8  # of the time that a request is expected to take
-CHAIN_JOIN = 0.5, 0.34  # in chains, where nobody comes while one waits, and where somebody always does
+CHAIN_JOIN = 0.5, 0.34  # in chains, where others are seldom in flight, and where they always are
 TTFT_ROOM, ITL_ROOM = 0.95, 0.85  # of an objective may be used up: the means that are known are exceeded now and then
 SLOWER = 0.5  # of what a companion adds to a step's joules, it adds to its seconds; measured: 0.4 to 0.8
 KV_FULL = 0.8
@@ -127,7 +128,7 @@ def most_hold_s(
         itl_s = prices.step_s + most * slower_s + most * prompt_s / one.output_tokens
         return itl_s <= ITL_ROOM * asked.itl_p95_s
 
-    most_s = CHAIN_HOLD * (one.served_s or 0.0) if depth_of(one) > CHAIN else inf
+    most_s = CHAIN_HOLD * one.served_s if one.served_s is not None and depth_of(one) > CHAIN else inf
     return _largest(fits, min(asked.patience_s, most_s))
 
 
@@ -163,7 +164,7 @@ def gather(patient: Iterable[Stream], others: Iterable[Stream], prices: Prices) 
     busy = left * (1 - exp(-rate * served_s))
     if depth > CHAIN:
         alone = max(CHAIN_JOIN[0], min(MOST_JOIN, 1 - patient[0].hold_s / served_s))
-        join = alone + (CHAIN_JOIN[1] - alone) * (1 - exp(-rate * patient[0].hold_s))
+        join = alone + (CHAIN_JOIN[1] - alone) * (1 - exp(-rate * served_s))
     held = _held(rate, served_s, every_s, join * served_s)
     if depth > CHAIN:
         held = min(held, (held + served_s / (served_s + patient[0].hold_s)) / 2)

@@ -42,7 +42,7 @@ class Learning(Observer):
     def signals(self, now: float, simulation: Simulation) -> Signals:
         self.learner.tick(now)
         gate, scheduler, card = simulation.gate, simulation.machine.scheduler, simulation.card
-        self._lately = {name: self.learner.lately(name, now) for name in self.learner.workflows()}
+        self._lately = {name: self.learner.lately(name, now) for name in self.objectives}
         engine = EngineSignals(
             up=True,
             queues={

@@ -165,16 +165,32 @@ def test_while_nothing_comes_it_stays_as_it_was(signals: Make, search: Search) -
     silent = replace(search(0.0, 3.0, depth=5.0), served_s=None)
     decision = decide(signals(search=silent), HELD)
     assert decision.release["search"].hold_s == 3.0 and decision.release["search"].join_part == 0.5
-    assert "nothing has come" in decision.reason
+    assert decision.reason == "held as before: nothing was answered in the last minute"
     assert decide(signals(search=replace(silent, objective=Objective(1.0))), HELD).release["search"].hold_s == 1.0
     assert not decide(signals(search=replace(silent, objective=Objective())), HELD).release
-    assert not decide(signals(search=silent)).release, "what was never held is not held now"
     seldom = search(0.02, 3.0, depth=5.0)
     assert decide(signals(search=seldom), HELD).reason.startswith("let go"), "what comes says that it does not pay"
 
 
-def test_in_chains_less_joins_the_likelier_somebody_else_comes_meanwhile(signals: Make, search: Search) -> None:
-    for rate, hold_s, part in ((0.02, 60.0, 0.5 - 0.16 * (1 - exp(-0.4))), (20.0, 3.0, 0.34)):
+def test_before_anything_was_answered_it_is_held_for_a_while(signals: Make, search: Search) -> None:
+    unknown = replace(search(0.0, 30.0), served_s=None)
+    decision, state = Company().decide(signals(search=unknown, chat=replace(unknown, objective=Objective())), None)
+    assert [(name, rule.hold_s) for name, rule in decision.release.items()] == [("search", 3.0)]
+    assert decision.reason == "held at first: nothing was answered in the last minute"
+    assert Company().decide(signals(search=replace(unknown, requests_per_s=1.0)), state)[0].release == decision.release
+    for asked, held_s in ((Objective(1.0), 1.0), (Objective(30.0, ttft_p95_s=2.0), 1.9), (Objective(), None)):
+        release = decide(signals(search=replace(unknown, objective=asked))).release
+        assert release["search"].hold_s == pytest.approx(held_s, abs=0.001) if held_s else not release
+    known, grown = search(2.0, 30.0, depth=1.0), []
+    for _ in range(3):
+        decision, state = Company().decide(signals(search=known), state)
+        grown.append(decision.release["search"].hold_s)
+    assert grown == [4.0, 5.0, 6.0], "from there on as it is computed"
+    assert not decide(signals(None, search=unknown)).release, "not where what a step costs is not known"
+
+
+def test_in_chains_less_joins_the_likelier_others_are_in_flight(signals: Make, search: Search) -> None:
+    for rate, hold_s, part in ((0.02, 60.0, 0.5 - 0.16 * (1 - exp(-0.04))), (20.0, 3.0, 0.34)):
         chain = search(rate, hold_s, 2.0 if rate < 1 else 0.8, depth=5.0)
         state = {"held": {"search": [hold_s, 0.0, 0.0]}, "limits": {}, "kv": {}}
         assert decide(signals(search=chain), state).release["search"].join_part == pytest.approx(part, abs=0.001)
@@ -185,7 +201,7 @@ def test_in_chains_less_joins_the_likelier_somebody_else_comes_meanwhile(signals
 def test_chains_that_cannot_wait_for_the_end_of_another_join_it(signals: Make, search: Search) -> None:
     """Served for 12 s, held for 3 at most: three quarters of them cannot."""
     slow = search(0.05, 3.0, served_s=12.0, depth=5.0)
-    company = 1 - exp(-0.05 * 3)
+    company = 1 - exp(-0.05 * 12)
     part = decide(signals(search=slow)).release["search"].join_part
     assert part == pytest.approx(0.75 + (0.34 - 0.75) * company)
 
