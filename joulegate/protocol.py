@@ -25,7 +25,7 @@ from proxy.refusal import error_object
 _FAREWELL_S = 1.0
 _FIRST_CALL_S = 1.0  # at the end, for the request of a connection that never had one
 _LAST_CALL_S = 0.1  # and for one that is on its way on a connection in use
-_STUCK_S = 10.0  # without reading a byte of the rest, after which a client that is to be left is left
+_STUCK_S = 10.0  # without reading a byte of the rest, after which a client is left that is to be left anyway
 _UNHEARD_BYTES = 2**20  # that may still come from a client to which we have said that it makes no sense
 _BUFFER_BYTES = 65536  # of a request's body that nobody takes, after which no more is read
 _AHEAD = 16  # requests sent ahead, after which no more is read
@@ -39,8 +39,8 @@ class Connection(asyncio.Protocol):
 
     A head must be complete `header_seconds` after the connection was made, or after its first byte on a used one.
     Heads, trailers and chunk extensions may have `header_bytes` and one read. A client that is waited for, for the
-    next request or the rest of a body, may be silent for uvicorn's `timeout_keep_alive`. `limits` are those of now;
-    `ending` says whether the server is on its way out.
+    next request, the rest of a body, or to read what is written, has uvicorn's `timeout_keep_alive` for each step.
+    `limits` are those of now; `ending` says whether the server is on its way out.
     """
 
     def __init__(
@@ -67,6 +67,7 @@ class Connection(asyncio.Protocol):
         self._deadline: asyncio.TimerHandle | None = None  # of the head
         self._keeping: asyncio.TimerHandle | None = None
         self._quiet_since: float | None = None  # when the client came to be waited for
+        self._unread: asyncio.TimerHandle | None = None  # of what it does not read
         self._ending = False
         self._head = b""  # of a reply, on its way
         self._read_paused = self.write_paused = False
@@ -130,10 +131,13 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         self._writable.clear()
+        self._abort_later_unless_read(self._keep_s)
 
     def resume_writing(self) -> None:
         self.write_paused = False
         self._writable.set()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def shutdown(self) -> None:
         """End once what is under way is answered, and what the client may have sent that was not read yet."""
@@ -291,8 +295,7 @@ class Connection(asyncio.Protocol):
             self._part_from_sender(inf)
             return
         self.transport.close()
-        if rest := self.transport.get_write_buffer_size():
-            self._loop.call_later(_STUCK_S, self._abort_unless_read, rest)
+        self._abort_later_unless_read(_STUCK_S)
 
     def answered(self) -> None:
         """The reply is complete: on to the next request."""
@@ -340,12 +343,17 @@ class Connection(asyncio.Protocol):
         self.transport = Left()
         self.connection_lost(None)
 
-    def _abort_unless_read(self, before: int) -> None:
-        rest = self.transport.get_write_buffer_size()
-        if rest >= before:
+    def _abort_later_unless_read(self, wait_s: float) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+        if rest := self.transport.get_write_buffer_size():
+            self._unread = self._loop.call_later(wait_s, self._abort_unless_read, rest, wait_s)
+
+    def _abort_unless_read(self, before: int, wait_s: float) -> None:
+        if self.transport.get_write_buffer_size() >= before:
             self.transport.abort()
-        elif rest:
-            self._loop.call_later(_STUCK_S, self._abort_unless_read, rest)
+        else:
+            self._abort_later_unless_read(wait_s)
 
     def _tell_when_gone(self, tell: Callable[[], None]) -> Callable[[], None]:
         self.resume_reading()  # after a large body it stands still, and nobody would see the client go
@@ -390,8 +398,10 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             return
         body = error_object(status, message, code)
-        head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        self.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
+        length = b"%d" % len(body)
+        own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+        lines = [b"%b: %b\r\n" % header for header in (*self._state.default_headers, *own)]
+        self.write(b"HTTP/1.1 %d Refused\r\n%b\r\n%b" % (status, b"".join(lines), body))
         self._part_from_sender(_UNHEARD_BYTES)
 
 

@@ -15,7 +15,8 @@ Header = tuple[bytes, bytes]
 TellWhenGone = Callable[[Callable[[], None]], Callable[[], None]]
 
 HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
 )
 _NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server", b"x-joulegate-request-id"}
 _TELL_S = 5.0

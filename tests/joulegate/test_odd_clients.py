@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import pytest
@@ -24,8 +24,9 @@ class Wire(asyncio.Transport):
     def __init__(self, connection: Connection) -> None:
         super().__init__({"sockname": ("127.0.0.1", 80), "peername": ("127.0.0.1", 9)})
         self._loop = asyncio.get_running_loop()
-        self._protocol: asyncio.BaseProtocol = connection
-        self.written, self.unread = b"", 0
+        self.connection = self._protocol = cast(asyncio.BaseProtocol, connection)
+        self.written = b""
+        self.unread = [0]  # how much of it the client has not read, each time that somebody looks
         self.reading, self.closed, self.aborted, self.ended = True, False, False, False
         connection.connection_made(self)
 
@@ -66,7 +67,7 @@ class Wire(asyncio.Transport):
         self.ended = True
 
     def get_write_buffer_size(self) -> int:
-        return self.unread
+        return self.unread.pop(0) if len(self.unread) > 1 else self.unread[0]
 
     def is_closing(self) -> bool:
         return self.closed
@@ -242,6 +243,25 @@ async def test_who_asks_for_nothing_more_is_not_kept_forever(request_: bytes, la
         await wire.until(lambda: wire.closed or wire.ended)
 
 
+async def test_who_reads_nothing_while_more_waits_is_left() -> None:
+    async with connected(App(), keep_s=0.02) as wire:
+        await wire.feed(b"GET /late HTTP/1.1\r\n\r\n")
+        wire.unread = [80_000, *[70_000] * 2, *[60_000] * 2, 60_000]
+        wire.connection.pause_writing()
+        await wire.until(lambda: wire.aborted)
+        assert wire.unread == [60_000], "it was read, if slowly"
+
+
+async def test_who_reads_what_waits_is_kept() -> None:
+    async with connected(App(), keep_s=0.01) as wire:
+        await wire.feed(b"GET /late HTTP/1.1\r\n\r\n")
+        wire.unread = [80_000]
+        wire.connection.pause_writing()
+        wire.connection.resume_writing()
+        await asyncio.sleep(0.03)
+        assert not wire.closed
+
+
 # The end -------------------------------------------------------------------------------------------------------------
 
 
@@ -253,11 +273,9 @@ async def test_who_still_sends_can_read_its_reply(monkeypatch: pytest.MonkeyPatc
         head = b"POST /early HTTP/1.1\r\nconnection: close\r\ncontent-length: 99999999\r\n\r\n"
         await wire.feed(head, *[b"x" * 65536] * 40)
         assert wire.replies() == [(401, b"")] and wire.ended and wire.reading and not wire.closed
-        wire.unread = 7
-        await asyncio.sleep(0.03)
-        assert not wire.closed, "it is still reading"
-        wire.unread = 0
+        wire.unread = [7, 5, 0]
         await wire.until(lambda: wire.closed)
+        assert wire.unread == [0], "it was still reading"
         assert app.state.total_requests == 1
 
 
