@@ -219,13 +219,18 @@ def serving_without_a_file(folder: Path, url: str, *before: str) -> Iterator[tup
     terminal = folder / "terminal.txt"
     command = [*before, sys.executable, "-m", "joulegate", "serve"]
     with terminal.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, text=True)
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=env, text=True, preexec_fn=heed_hangups)
     try:
         until(lambda: " listens on " in terminal.read_text(), 60)
         yield process, terminal
     finally:
         process.kill()
         process.wait()
+
+
+def heed_hangups() -> None:
+    """Whoever runs the tests may have been started to outlive its terminal, and that is inherited."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def test_the_quality_of_joules_is_the_first_thing_said(tmp_path: Path, engine: Any) -> None:
