@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -83,7 +84,9 @@ class Exchange:
         try:
             await app(self._scope, self.receive, self.send)
         except BaseException as error:
-            log.error("the application failed", exc_info=error)
+            # Its words may be a client's.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("the application failed\nTraceback:\n%s%s", where, type(error).__name__)
         else:
             if self.complete or self.gone:
                 return

@@ -134,6 +134,18 @@ async def test_what_an_application_owes_is_said_for_it(caplog: pytest.LogCapture
             assert line.written.count(b"HTTP/1.1 ") == 1 and line.written[9:12] == status and line.closed
 
 
+async def test_a_fault_is_logged_without_what_it_stumbled_over(caplog: pytest.LogCaptureFixture) -> None:
+    words = "\nERROR ".join(("a client's", "own words"))
+
+    async def app(*_: Any) -> None:
+        raise KeyError(words)
+
+    await exchange(Line()).run(app)
+    (record,) = caplog.records
+    said = logging.Formatter().format(record)
+    assert "KeyError" in said and "raise KeyError" in said and "client" not in said and "own words" not in said
+
+
 async def test_the_body_is_taken_as_it_comes_and_then_the_end_is_waited_for() -> None:
     line = Line()
     one = exchange(line, expects=True)
