@@ -17,6 +17,7 @@ Header = tuple[bytes, bytes]
 _OF_THE_CONNECTION = frozenset((b"connection", b"content-length", b"transfer-encoding"))
 _TRAILERS = cast(list[Header], deque[Header](maxlen=0))  # what comes after a body is no header, and goes nowhere
 _OF_NO_HEADER = frozenset((b"close", b"keep-alive", b"upgrade"))
+_RACE_S = 1.0  # in which an engine's farewell and our request may have met
 _BUFFER_LIMIT = 256 * 1024  # bytes of a body that may wait for a slow client before the engine is slowed down
 
 
@@ -251,7 +252,8 @@ class Upstream:
     async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Reply:
         """Send a request and wait for the reply's head; `release` the reply when done with it.
 
-        Raises Unreachable, or Dropped. A kept connection that the engine closed just as it was taken is replaced once.
+        Raises Unreachable, or Dropped. A kept connection that the engine closed just as it was taken is replaced once;
+        one that it closed later may have cost it an answer, and is not.
         """
         line = method, self._prefix, target, self._authority, len(body)
         parts = [b"%b %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n" % line]
@@ -263,7 +265,7 @@ class Upstream:
             try:
                 return await self._exchange(reply, request)
             except Dropped as dropped:
-                if not dropped.stale:
+                if not dropped.stale or reply.loop.time() - reply.idle_since > self._keep_s + _RACE_S:
                     raise
         return await self._exchange(await self._connect(), request)
 

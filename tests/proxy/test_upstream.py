@@ -121,6 +121,23 @@ async def test_a_kept_connection_that_the_engine_closed_is_replaced() -> None:
     assert engine.connections == 2 and len(engine.seen) == 2
 
 
+async def test_an_engine_that_worked_and_then_broke_off_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream._RACE_S", -3.0)  # with the 3 s that a connection is kept: at once is late
+    seen: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"{}"))
+        writer.write(LENGTH)
+        seen.append(await reader.readuntil(b"{}"))
+        writer.close()
+
+    async with answering(serve) as upstream:
+        await ask(upstream)
+        with pytest.raises(Dropped):
+            await ask(upstream)
+    assert len(seen) == 2
+
+
 async def test_a_request_is_never_repeated_on_a_fresh_connection() -> None:
     engine = Engine(b"", then_close=True)
     async with running(engine) as upstream:
