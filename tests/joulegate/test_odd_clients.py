@@ -3,11 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any, cast
 
 import httptools
 import pytest
 import uvicorn
+from hypothesis import given
+from hypothesis import strategies as st
 from uvicorn.server import ServerState
 
 from joulegate import farewell
@@ -317,3 +320,36 @@ async def test_a_flood_of_requests_is_bounded() -> None:
         await wire.until(lambda: wire.closed)
         replies = wire.replies()
         assert len(replies) == len(app.scopes) < 300 and wire.written.count(b"connection: close") == 1
+
+
+REQUESTS = {
+    "get": GET,
+    "post": b"POST /a HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello",
+    "chunks": b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\nT: u\r\n\r\n",
+    "upgrade": b"POST /c HTTP/1.1\r\n" + UPGRADE + b"content-length: 5\r\n\r\nhello",
+    "expect": b"POST /d HTTP/1.1\r\nexpect: 100-continue\r\ncontent-length: 2\r\n\r\n{}",
+    "empty lines": b"\r\n\r\n" + GET,
+    "early": b"POST /early HTTP/1.1\r\ncontent-length: 3\r\n\r\nabc",
+    "head": b"HEAD /e HTTP/1.1\r\n\r\n",
+}
+
+
+@given(
+    st.lists(st.sampled_from(sorted(REQUESTS)), max_size=6), st.lists(st.integers(1, 400), max_size=8), st.booleans()
+)
+def test_requests_are_the_same_however_they_are_cut(names: list[str], cuts: list[int], nonsense: bool) -> None:
+    sent = b"".join(REQUESTS[name] for name in names) + (b"nonsense\r\n" if nonsense else b"")
+    edges = sorted({0, *(cut for cut in cuts if cut < len(sent)), len(sent)})
+
+    async def test() -> None:
+        app = App()
+        async with connected(app) as wire:
+            await wire.feed(*[sent[a:b] for a, b in pairwise(edges)])
+            await wire.until(lambda: app.state.total_requests == len(names))
+            said, refused, told = map(wire.written.count, (b"HTTP/1.1 ", b"HTTP/1.1 400 ", b"HTTP/1.1 100 "))
+            assert said - refused - told == len(names) and refused <= nonsense
+            paths = [REQUESTS[name].split()[1].decode() for name in names]
+            assert [scope["path"] for scope in app.scopes] == paths
+            assert (wire.closed or wire.ended) is nonsense
+
+    asyncio.run(test())
