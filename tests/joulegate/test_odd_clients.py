@@ -344,7 +344,9 @@ def test_requests_are_the_same_however_they_are_cut(names: list[str], cuts: list
     async def test() -> None:
         app = App()
         async with connected(app) as wire:
-            await wire.feed(*[sent[a:b] for a, b in pairwise(edges)])
+            for begin, end in pairwise(edges):
+                if not wire.closed:  # as it may be within the nonsense
+                    await wire.feed(sent[begin:end])
             await wire.until(lambda: app.state.total_requests == len(names))
             said, refused, told = map(wire.written.count, (b"HTTP/1.1 ", b"HTTP/1.1 400 ", b"HTTP/1.1 100 "))
             assert said - refused - told == len(names) and refused <= nonsense
