@@ -115,7 +115,9 @@ class Client:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say no, in the same way."""
-        with suppress(TimeoutError):  # a client that reads nothing is not told; the books are closed all the same
+        # A client that reads nothing is not told, nor one whose reply has a length, and no room for words: the server
+        # refuses those. The books are closed all the same.
+        with suppress(TimeoutError, RuntimeError):
             async with asyncio.timeout(_TELL_S):
                 if self.began and not self.gone:
                     # Where the engine broke off inside a frame, ours must not read as the rest of it.

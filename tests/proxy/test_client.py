@@ -42,6 +42,17 @@ async def test_after_whole_frames_an_error_is_one_more(end: bytes) -> None:
     assert told.bytes == b"data: {}" + end + b"data: " + refusal.body() + b"\n\n"
 
 
+async def test_a_reply_that_has_no_room_for_words_ends_without() -> None:
+    async def take(message: Message) -> None:
+        if message.get("body") != b"{}":
+            raise RuntimeError("the body has more bytes than its content-length")
+
+    client = Client({"method": "POST", "path": "/v1/completions", "headers": []}, Told()._nothing, take)
+    client.began = True
+    await client.send(b"{}", more=True)
+    await client.refuse(Refusal(503, "the gateway is shutting down", "shutting_down"))
+
+
 @pytest.mark.parametrize("begun", [b'data: {"choi', b"data: {}\n", b": keep-alive\r\n"])
 async def test_an_error_is_no_rest_of_a_frame_that_was_begun(begun: bytes) -> None:
     told, refusal = Told(), Refusal(502, "it broke off", "engine_failed")
