@@ -2,6 +2,8 @@
 
 import asyncio
 
+from joulegate.unread import unread_bytes
+
 _LINGER_S = 5.0
 
 
@@ -29,7 +31,7 @@ class Farewell(asyncio.Protocol):
         self._timer.cancel()
 
     def _look(self, before: int | None) -> None:
-        rest = self._transport.get_write_buffer_size()
+        rest = unread_bytes(self._transport)
         if rest and (before is None or rest < before):
             self._timer = self._loop.call_later(_LINGER_S, self._look, rest)
         else:

@@ -18,6 +18,7 @@ from uvicorn.server import ServerState
 
 from joulegate.exchange import App, Exchange, Header
 from joulegate.farewell import Farewell, Left
+from joulegate.unread import unread_bytes
 from proxy.client import TELL_WHEN_GONE
 from proxy.config import Limits
 from proxy.refusal import error_object
@@ -346,11 +347,11 @@ class Connection(asyncio.Protocol):
     def _abort_later_unless_read(self, wait_s: float) -> None:
         if self._unread is not None:
             self._unread.cancel()
-        if rest := self.transport.get_write_buffer_size():
+        if rest := unread_bytes(self.transport):
             self._unread = self._loop.call_later(wait_s, self._abort_unless_read, rest, wait_s)
 
     def _abort_unless_read(self, before: int, wait_s: float) -> None:
-        if self.transport.get_write_buffer_size() >= before:
+        if unread_bytes(self.transport) >= before:
             self.transport.abort()
         else:
             self._abort_later_unless_read(wait_s)
