@@ -14,6 +14,7 @@ HOLDS = (0.1, 1 / 3, 2 / 3, 1.0)  # of patience; then halfway to the next ones, 
 JOINS = (0.0, 0.35, 0.7, inf)  # of a request's own time
 LIMITS = (4, 16, 64)
 CLOCKS = (0.6, 0.7, 0.8, 0.9)  # of the highest
+CLOCKED_LIMITS = (8, 16, 32)
 FINE_JOIN = 0.15
 SEEDS, FINALISTS = 2, 3
 LATER = 0.01  # so much more of the requests may miss an objective than without
@@ -98,10 +99,13 @@ class Oracle:
         return self.final(self.best((*coarse, *self.coarse(near)), SEEDS, len(coarse) + len(near)))
 
     def with_clock(self, gate: Setting) -> Setting:
-        """Over the clock too: at the gate's best, at half its hold (slow prompts leave less room), at its default."""
+        """Over the clock too: at the gate's best, at half its hold (slow prompts leave less room), at its default; and
+        over limits, which leave the objectives room for a clock that is lower still."""
         bases = dict.fromkeys((gate, replace(gate, hold=gate.hold / 2), Setting()))
-        tried = [replace(base, clock=clock) for base in bases for clock in CLOCKS]
-        found = self.final(self.coarse(tried))
+        coarse = self.coarse(replace(base, clock=clock) for base in bases for clock in CLOCKS)
+        top = coarse[0]
+        near = [replace(top, limit=limit, clock=c) for limit in CLOCKED_LIMITS for c in CLOCKS if c <= top.clock]
+        found = self.final(self.best((*coarse, *self.coarse(near)), SEEDS, len(coarse) + len(near)))
         return self.best((gate, found), len(self.default), 1)[0]
 
 
