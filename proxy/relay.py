@@ -17,7 +17,7 @@ from proxy.nodes.answer import Answer, HeardFrames
 from proxy.nodes.hold import NodeCall, NodeUpstream
 from proxy.route import Lane
 from proxy.telemetry.metrics import Itl
-from proxy.upstream import Answering, Serving, Unreachable
+from proxy.upstream import Answering, Dropped, Serving, Unreachable
 
 _NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
 _NO_SECRETS = _NOT_UPSTREAM | {b"authorization", b"x-api-key"}
@@ -160,7 +160,12 @@ class Relay:
                 if out:
                     await client.send(out, more=True)
                 deadline.wait()
-                chunk = await reply.next()
+                try:
+                    chunk = await reply.next()
+                except Dropped:
+                    if not frames.done:
+                        raise
+                    chunk = b""  # all is said, if not to the letter of HTTP
                 deadline.heard()
                 out = frames.feed(chunk) if chunk else b""
             out = frames.finish()

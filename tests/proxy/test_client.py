@@ -33,6 +33,19 @@ async def test_the_id_is_ours_and_what_an_engine_sets_twice_stays_twice() -> Non
     assert heads[0]["headers"] == [*cookies, (b"content-length", b"2"), (b"x-joulegate-request-id", b"ours")]
 
 
+def test_of_what_was_sent_twice_the_first_counts_and_of_a_list_all() -> None:
+    sent = [
+        (b"baggage", b"a=1"),
+        (b"authorization", b"Bearer a"),
+        (b"baggage", b"b=2"),
+        (b"authorization", b"Bearer b"),
+    ]
+    scope = {"method": "POST", "path": "/", "headers": [*sent, (b"baggage", b"a=1"), (b"x-workflow-id", b"r")]}
+    told = Told()
+    headers = Client(scope, told._nothing, told._take).headers
+    assert headers == {b"baggage": b"a=1, b=2, a=1", b"authorization": b"Bearer a", b"x-workflow-id": b"r"}
+
+
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r"])
 async def test_after_whole_frames_an_error_is_one_more(end: bytes) -> None:
     told, refusal = Told(), Refusal(502, "it broke off", "engine_failed")
