@@ -7,9 +7,8 @@ every workload), so this narrows for nothing else. It goes down by a fifth at a 
 from collections.abc import Mapping
 
 from policies.interface import EngineSignals, Signals
-from policies.room import SETTLE_S, USED_LITTLE, USED_MOST
+from policies.room import SETTLE_S, USED_LITTLE, USED_MOST, used_by_queue
 
-KV_FULL = 0.97
 LEAST = 4  # fewer would cost more than they can gain
 DOWN, UP = 0.8, 1.1
 BEAT_S = 5.0
@@ -27,7 +26,12 @@ def narrow(signals: Signals, limits: Limits) -> Limits:
     slow = max(itl, default=0.0)
     found: dict[str, tuple[float, float]] = {}
     for name, engine in signals.engines.items():
-        limit = _next(engine, limits.get(name), slow, signals.now)
+        pressed = any(
+            used_by_queue(signals.workflows[workflow], queue, signals.workflows[workflow].objective.patience_s) >= 1
+            for workflow, queue in engine.queues.items()
+            if workflow in signals.workflows
+        )
+        limit = _next(engine, limits.get(name), slow, pressed, signals.now)
         if limit is not None:
             found[name] = limit
     return found
@@ -39,11 +43,12 @@ def counted(limits: Limits) -> dict[str, int]:
 
 
 def _next(
-    engine: EngineSignals, limit: tuple[float, float] | None, slow: float, now: float
+    engine: EngineSignals, limit: tuple[float, float] | None, slow: float, pressed: bool, now: float
 ) -> tuple[float, float] | None:
     in_flight = sum(queue.in_flight for queue in engine.queues.values())
-    full = engine.kv_usage is not None and engine.kv_usage > KV_FULL and bool(engine.waiting)
-    if slow > USED_MOST or full:
+    if pressed and limit is not None:
+        return UP * limit[0], now
+    if slow > USED_MOST:
         if limit is None:
             return (max(LEAST, DOWN * in_flight), now) if in_flight > LEAST else None
         return (max(LEAST, DOWN * limit[0]), now) if now - limit[1] >= SETTLE_S else limit

@@ -30,9 +30,20 @@ def test_it_never_keeps_the_last_few_apart() -> None:
     assert narrow(signals(0.5, now=99.0), {"e1": (LEAST, 0.0)}) == {"e1": (LEAST, 99.0)}
 
 
-def test_it_narrows_for_a_cache_that_is_full_and_lets_others_wait() -> None:
-    assert narrow(signals(0.001, kv_usage=0.99, waiting=3), {}) == {"e1": (16.0, 0.0)}
-    assert narrow(signals(0.001, kv_usage=0.99, waiting=0), {}) == {}
+def test_it_leaves_a_full_cache_to_the_engine() -> None:
+    assert narrow(signals(0.001, kv_usage=0.99, waiting=3), {}) == {}
+
+
+def test_it_widens_at_once_when_first_tokens_are_to_be_late() -> None:
+    """Whichever come late: who waits at the gate gets no token at all."""
+    late = signals(0.021, in_flight=10, queued=3, now=1.0)
+    asked = replace(late.workflows["a"], objective=Objective(ttft_p95_s=1.0, itl_p95_s=0.02), served_s=1.0)
+    few = replace(late, workflows={"a": asked})
+    assert narrow(few, {"e1": (10.0, 0.0)}) == {"e1": (10.0, 0.0)}, "three wait for 0.3 s: half of 0.5"
+    many = replace(few, engines={"e1": EngineSignals(True, {"a": QueueSignals(10, 5)})})
+    assert narrow(many, {"e1": (10.0, 0.0)}) == {"e1": (pytest.approx(11.0), 1.0)}
+    old = replace(few, engines={"e1": EngineSignals(True, {"a": QueueSignals(10, 1, oldest_s=0.6)})})
+    assert narrow(old, {"e1": (10.0, 0.0)}) == {"e1": (pytest.approx(11.0), 1.0)}
 
 
 def test_it_widens_while_there_is_room_and_goes_when_nobody_waits() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from policies.clocks import Clocks
 from policies.hierarchical import Hierarchical
-from policies.interface import Decision, DeviceSignals, Objective, Policy, Signals, WorkflowSignals
+from policies.interface import Decision, DeviceSignals, Objective, Policy, QueueSignals, Signals, WorkflowSignals
 from policies.load import load_policy
 from policies.paper import Paper
 from policies.powercap import PowerCap
@@ -89,7 +89,7 @@ def test_on_a_slower_clock_prompts_of_a_batch_take_longer(signals: Make, search:
     assert decisions[-1].release["long"].hold_s < 0.8 * decisions[0].release["long"].hold_s
 
 
-@pytest.mark.parametrize("policy", [Clocks(), PowerCap(), Hierarchical()])
+@pytest.mark.parametrize("policy", [Clocks(), PowerCap()])
 def test_where_prompts_keep_the_engine_busy_nothing_is_trimmed(policy: Policy, signals: Make, search: Search) -> None:
     """20 a second of 1000 tokens: half of the time, at 25 µs each."""
     full = search(20.0, objective=Objective(itl_p95_s=0.02), prompt_tokens=1000.0, itl_p95_s=0.004)
@@ -100,6 +100,42 @@ def test_where_prompts_keep_the_engine_busy_nothing_is_trimmed(policy: Policy, s
     assert decisions[-1].sm_clock_mhz == {GPU: 1386.0} or decisions[-1].power_limit_w == {GPU: pytest.approx(490.0)}
     decisions, _ = run(policy, replace(signals(devices=CAPABLE, full=full), now=3000.0), 1, state)
     assert not decisions[-1].sm_clock_mhz and not decisions[-1].power_limit_w, "at once, before anything is late"
+
+
+def test_hierarchical_keeps_next_tokens_in_time_by_a_limit_and_not_by_the_clock(signals: Make, search: Search) -> None:
+    """20 a second of 1000 tokens, whose next tokens take up nine tenths: a clock alone would not dare to go down."""
+    full = search(20.0, served_s=0.6, objective=Objective(itl_p95_s=0.02, ttft_p95_s=1.0), prompt_tokens=1000.0)
+    near = signals(devices=CAPABLE, full=replace(full, itl_p95_s=0.018, ttft_p95_s=0.1))
+    assert not Clocks().decide(near, None)[0].sm_clock_mhz
+    decision, state = Hierarchical().decide(near, None)
+    most = decision.engine_in_flight["e1"]
+    assert decision.sm_clock_mhz == {GPU: pytest.approx(1188)} and 4 < most < 100
+
+    def queue(in_flight: int, queued: int, oldest_s: float) -> Signals:
+        engine = replace(near.engines["e1"], queues={"full": QueueSignals(in_flight, queued, oldest_s)})
+        return replace(near, now=near.now + 1, engines={"e1": engine})
+
+    few, _ = Hierarchical().decide(queue(most, 1, 0.1), state)
+    assert few.sm_clock_mhz == decision.sm_clock_mhz and few.engine_in_flight == decision.engine_in_flight
+    some, _ = Hierarchical().decide(queue(most, 3, 0.4), state)
+    assert some.sm_clock_mhz == {GPU: pytest.approx(0.8 * 1980)} and some.engine_in_flight["e1"] > most
+    late, state = Hierarchical().decide(queue(most, 3, 0.6), state)
+    assert not late.sm_clock_mhz and not late.engine_in_flight, "as fast as it goes nobody is kept waiting"
+    crowd = replace(queue(2 * most, 0, 0.0), now=near.now + 60)
+    still, state = Hierarchical().decide(crowd, state)
+    assert not still.engine_in_flight, "nobody of those who are there is made late"
+    calm = replace(queue(most // 2, 0, 0.0), now=near.now + 120)
+    assert Hierarchical().decide(calm, state)[0].sm_clock_mhz == {GPU: pytest.approx(1188)}
+    slow = replace(near.workflows["full"], itl_p95_s=0.0195)
+    assert not Hierarchical().decide(replace(near, workflows={"full": slow}), None)[0].sm_clock_mhz, "they are late"
+
+
+def test_hierarchical_does_not_take_those_who_are_held_for_a_queue(signals: Make, search: Search) -> None:
+    calm = signals(devices=CAPABLE, search=search(2.0, objective=replace(ASKED, ttft_p95_s=4.0), itl_p95_s=0.005))
+    _, state = run(Hierarchical(), calm, 1)
+    engine = replace(calm.engines["e1"], queues={"search": QueueSignals(0, 6, oldest_s=2.9)})
+    decisions, _ = run(Hierarchical(), replace(calm, now=calm.now + 1, engines={"e1": engine}), 1, state)
+    assert decisions[0].release and decisions[0].sm_clock_mhz == {GPU: pytest.approx(1188)}
 
 
 def test_the_paper_caps_and_narrows_by_name(signals: Make, search: Search) -> None:
