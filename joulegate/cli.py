@@ -98,7 +98,7 @@ def serve(
 ) -> None:
     """Run the gateway. Without a configuration it starts a small model of its own (SmolLM2-135M on the CPU)."""
     no_clash()
-    from joulegate.serve import bind, inherited, run, url_of
+    from joulegate.serve import bind, inherited, reached, run, url_of
     from joulegate.serve import check as checked
     from proxy.app import Gateway
     from proxy.config import load, parse
@@ -109,6 +109,7 @@ def serve(
         checked(settings)
         listen = settings.listen if port is None else settings.listen.model_copy(update={"port": port})
         sock = inherited() or bind(listen, or_another=config is None and port is None)
+        reached(settings, sock)
 
         def ready(gateway: Gateway) -> None:
             for line in gateway.said:
@@ -119,7 +120,7 @@ def serve(
             out.print(f"joules: {url}/energy/workflows · metrics: {url}/metrics", soft_wrap=True)
             say()
 
-        run(settings, version(), sock, ready, read=(lambda: load(config)) if config else None)
+        run(settings, version(), sock, ready, read=(lambda: reached(load(config), sock)) if config else None)
 
 
 EMBEDDED = {"engines": [{"name": "embedded", "kind": "embedded"}]}

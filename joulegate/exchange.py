@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Protocol
@@ -28,6 +29,7 @@ class Line(Protocol):
     def write_head(self, head: bytes, /) -> None: ...
     async def drain(self) -> None: ...
     def resume_reading(self) -> None: ...
+    def await_body(self) -> None: ...
     def close(self) -> None: ...
     def answered(self) -> None: ...
 
@@ -82,7 +84,9 @@ class Exchange:
         try:
             await app(self._scope, self.receive, self.send)
         except BaseException as error:
-            log.error("the application failed", exc_info=error)
+            # Its words may be a client's.
+            where = "".join(traceback.format_tb(error.__traceback__))
+            log.error("the application failed\nTraceback:\n%s%s", where, type(error).__name__)
         else:
             if self.complete or self.gone:
                 return
@@ -110,6 +114,8 @@ class Exchange:
                 return {"type": "http.request", "body": body, "more_body": not self.ended}
             if self._news is None:
                 self._news = asyncio.Event()
+            if not self.ended:
+                self._line.await_body()
             self._news.clear()
             await self._news.wait()
         return _GONE
@@ -146,12 +152,16 @@ class Exchange:
                 lines.append(b"transfer-encoding: chunked\r\n")
             else:
                 self.keep_alive = False  # the end of the body is that of the connection
+        if self._expects_continue:
+            self._expects_continue = False
+            # It was not asked for its body, and whether it sends it all the same cannot be known.
+            self.keep_alive = self.keep_alive and self.ended
         if not self.keep_alive and not closes:
             lines.append(b"connection: close\r\n")
         head = b"".join(lines)
         if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines) or b"\0" in head:
             raise RuntimeError("a header does not keep to its line")
-        self.began, self._expects_continue = True, False
+        self.began = True
         self._line.write_head(head + b"\r\n")
 
     def _send_body(self, body: bytes, more: bool) -> None:

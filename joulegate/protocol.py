@@ -8,6 +8,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from math import inf
 from typing import Any, cast
 from urllib.parse import unquote
 
@@ -16,6 +17,8 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from joulegate.exchange import App, Exchange, Header
+from joulegate.farewell import Farewell, Left
+from joulegate.unread import unread_bytes
 from proxy.client import TELL_WHEN_GONE
 from proxy.config import Limits
 from proxy.refusal import error_object
@@ -23,8 +26,12 @@ from proxy.refusal import error_object
 _FAREWELL_S = 1.0
 _FIRST_CALL_S = 1.0  # at the end, for the request of a connection that never had one
 _LAST_CALL_S = 0.1  # and for one that is on its way on a connection in use
-_STUCK_S = 10.0  # without reading a byte of the rest, after which a client that is to be left is left
+_STUCK_S = 10.0  # without reading a byte of the rest, after which a client is left that is to be left anyway
+_UNHEARD_BYTES = 2**20  # that may still come from a client to which we have said that it makes no sense
 _BUFFER_BYTES = 65536  # of a request's body that nobody takes, after which no more is read
+_AHEAD = 16  # requests sent ahead, after which no more is read
+_MOST_AHEAD = 256  # of one read, after which the connection takes no more
+_TRAILERS = cast(list[Header], deque[Header](maxlen=0))  # what comes after a body is no header, and goes nowhere
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
 
 
@@ -32,8 +39,9 @@ class Connection(asyncio.Protocol):
     """One client's connection: a request at a time, those that are sent ahead wait.
 
     A head must be complete `header_seconds` after the connection was made, or after its first byte on a used one.
-    Heads, trailers and chunk extensions may have `header_bytes` and one read. `limits` are those of now; `ending` says
-    whether the server is on its way out.
+    Heads, trailers and chunk extensions may have `header_bytes` and one read. A client that is waited for, for the
+    next request, the rest of a body, or to read what is written, has uvicorn's `timeout_keep_alive` for each step.
+    `limits` are those of now; `ending` says whether the server is on its way out.
     """
 
     def __init__(
@@ -49,8 +57,7 @@ class Connection(asyncio.Protocol):
         self._limits, self._is_ending = limits, ending
         self._app, self._keep_s, self._state = cast(App, config.loaded_app), config.timeout_keep_alive, server_state
         self._loop = _loop or asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)  # it may come while the answer is written
+        self._parser = self._new_parser()
         self._exchange: Exchange | None = None  # of the request that came last
         self._answering: Exchange | None = None  # of those sent ahead, the one whose turn it is
         self._ahead: deque[Exchange] = deque()
@@ -60,7 +67,8 @@ class Connection(asyncio.Protocol):
         self._outside_body = 0  # bytes since the message began or since the last byte of a body
         self._deadline: asyncio.TimerHandle | None = None  # of the head
         self._keeping: asyncio.TimerHandle | None = None
-        self._quiet_since: float | None = None
+        self._quiet_since: float | None = None  # when the client came to be waited for
+        self._unread: asyncio.TimerHandle | None = None  # of what it does not read
         self._ending = False
         self._head = b""  # of a reply, on its way
         self._read_paused = self.write_paused = False
@@ -105,11 +113,12 @@ class Connection(asyncio.Protocol):
         self._quiet_since = None
         self._outside_body += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            pass  # what a client asks for beyond HTTP is passed over
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                self._feed_without_upgrade(data, upgrade.args[0])
         except httptools.HttpParserError:
-            self._refuse(400, "this is not HTTP", "invalid_http", self._idle or not self._began)
+            self._end_of_sense()
             return
         if self._outside_body > (most := self._limits().header_bytes):
             what = f"the headers are larger than {most} bytes"
@@ -123,10 +132,13 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         self._writable.clear()
+        self._abort_later_unless_read(self._keep_s)
 
     def resume_writing(self) -> None:
         self.write_paused = False
         self._writable.set()
+        if self._unread is not None:
+            self._unread.cancel()
 
     def shutdown(self) -> None:
         """End once what is under way is answered, and what the client may have sent that was not read yet."""
@@ -140,10 +152,6 @@ class Connection(asyncio.Protocol):
     def _idle(self) -> bool:
         return self._exchange is None or self._exchange.complete
 
-    @property
-    def _began(self) -> bool:
-        return self._answering is not None and self._answering.began
-
     def _end_idle(self) -> None:
         if self._idle:
             self.close()
@@ -155,6 +163,46 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
     # The parser's side ----------------------------------------------------------------------------------------------
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)  # it may come while the answer is written
+        return parser
+
+    def _feed_without_upgrade(self, data: bytes, offset: int) -> None:
+        """Read a request that asks for a protocol beyond HTTP/1.1, and what follows from `offset`, as if it did not.
+
+        The parser takes all behind such a head for the other protocol: the body would be lost, or read as a request.
+        """
+        rest = memoryview(data)
+        while True:
+            rest = rest[offset:]
+            method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+            if method == b"CONNECT":
+                raise httptools.HttpParserError("this is no proxy")
+            head = [b"%b %b HTTP/%b\r\n" % (method, self._url, version)]
+            head += [b"%b: %b\r\n" % header for header in self._headers if header[0] != b"upgrade"]
+            self._parser = self._new_parser()
+            try:
+                self._parser.feed_data(b"".join([*head, b"\r\n"]))
+                self._parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                offset = upgrade.args[0]
+            else:
+                return
+
+    def _end_of_sense(self) -> None:
+        """What came is not HTTP. What came before is answered first."""
+        self._met_deadline()
+        last = self._exchange
+        if last is None or (last.complete and last.ended):
+            self._refuse(400, "this is not HTTP", "invalid_http", aloud=True)
+        elif last.ended:
+            last.keep_alive = False
+        elif last.complete:
+            self.close()
+        else:
+            self._refuse(400, "this is not HTTP", "invalid_http", last is self._answering and not last.began)
 
     def on_message_begin(self) -> None:
         if not self._in_head:
@@ -173,9 +221,12 @@ class Connection(asyncio.Protocol):
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self._in_head, self._outside_body = False, 0
-        self._met_deadline()
         parser = self._parser
+        if parser.should_upgrade():  # it will be here again without
+            return
+        self._in_head, self._outside_body = False, 0
+        if self._deadline is not None:
+            self._met_deadline()
         url = httptools.parse_url(self._url)
         path, version = url.path.decode("ascii"), parser.get_http_version()
         scope = {
@@ -187,17 +238,23 @@ class Connection(asyncio.Protocol):
             "headers": self._headers,
             "extensions": self._extensions,
         }
+        self._headers = _TRAILERS
         keep_alive = not self._ending and parser.should_keep_alive()
         if version != "1.1":
             scope["http_version"] = version
             keep_alive = keep_alive and version != "1.0"
+            self._expects = False  # who speaks 1.0 would take a 100 for the answer
         exchange = Exchange(self, scope, self._state.default_headers, keep_alive, self._expects)
-        idle, self._exchange = self._idle, exchange
-        if idle:
+        if self._idle:
+            self._exchange = exchange
             self._answer(exchange)
-        else:
+            return
+        if len(self._ahead) >= _AHEAD:
             self._pause_reading()
-            self._ahead.append(exchange)
+            if len(self._ahead) >= _MOST_AHEAD:
+                raise httptools.HttpParserError("too many requests ahead")
+        self._exchange = exchange
+        self._ahead.append(exchange)
 
     def on_body(self, body: bytes) -> None:
         self._outside_body = 0
@@ -235,9 +292,11 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """End it once the client has read what was written, or reads no more."""
         self._flush()
+        if self._exchange is not None and not self._exchange.ended:
+            self._part_from_sender(inf)
+            return
         self.transport.close()
-        if rest := self.transport.get_write_buffer_size():
-            self._loop.call_later(_STUCK_S, self._abort_unless_read, rest)
+        self._abort_later_unless_read(_STUCK_S)
 
     def answered(self) -> None:
         """The reply is complete: on to the next request."""
@@ -252,12 +311,18 @@ class Connection(asyncio.Protocol):
             if self._keeping is None:
                 self._keeping = self._loop.call_later(self._keep_s, self._keep)
 
+    def await_body(self) -> None:
+        """The client is waited for: there is more of its request to come."""
+        self._quiet_since = self._loop.time()
+        if self._keeping is None:
+            self._keeping = self._loop.call_later(self._keep_s, self._keep)
+
     async def drain(self) -> None:
         """Wait until the client has read enough of what was written."""
         await self._writable.wait()
 
     def resume_reading(self) -> None:
-        if self._read_paused:
+        if self._read_paused and len(self._ahead) < _AHEAD:
             self._read_paused = False
             self.transport.resume_reading()
 
@@ -270,12 +335,26 @@ class Connection(asyncio.Protocol):
         if self._head:
             self.write(b"")
 
-    def _abort_unless_read(self, before: int) -> None:
-        rest = self.transport.get_write_buffer_size()
-        if rest >= before:
+    def _part_from_sender(self, most_bytes: float) -> None:
+        if self.transport.is_closing():
+            return
+        if self._read_paused:
+            self.transport.resume_reading()
+        Farewell(self.transport, self._loop, most_bytes)
+        self.transport = Left()
+        self.connection_lost(None)
+
+    def _abort_later_unless_read(self, wait_s: float) -> None:
+        if self._unread is not None:
+            self._unread.cancel()
+        if rest := unread_bytes(self.transport):
+            self._unread = self._loop.call_later(wait_s, self._abort_unless_read, rest, wait_s)
+
+    def _abort_unless_read(self, before: int, wait_s: float) -> None:
+        if unread_bytes(self.transport) >= before:
             self.transport.abort()
-        elif rest:
-            self._loop.call_later(_STUCK_S, self._abort_unless_read, rest)
+        else:
+            self._abort_later_unless_read(wait_s)
 
     def _tell_when_gone(self, tell: Callable[[], None]) -> Callable[[], None]:
         self.resume_reading()  # after a large body it stands still, and nobody would see the client go
@@ -287,12 +366,18 @@ class Connection(asyncio.Protocol):
     def _keep(self) -> None:
         """Close what was quiet for its time. One timer looks again and again: setting one a request costs more."""
         now = self._loop.time()
+        if self._quiet_since is None and self._idle and self._deadline is None:  # it spoke, and asked for nothing
+            self._quiet_since = now
         ends = (now if self._quiet_since is None else self._quiet_since) + self._keep_s
-        if now >= ends:
-            self._keeping = None
+        if now < ends:
+            self._keeping = self._loop.call_at(ends, self._keep)
+            return
+        self._keeping = None
+        if self._idle:
             self.close()
         else:
-            self._keeping = self._loop.call_at(ends, self._keep)
+            what = f"nothing came of the body for {self._keep_s:g} s"
+            self._refuse(408, what, "body_too_slow", self._answering is not None and not self._answering.began)
 
     def _met_deadline(self) -> None:
         if self._deadline is not None:
@@ -314,9 +399,11 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
             return
         body = error_object(status, message, code)
-        head = f"HTTP/1.1 {status} Refused\r\ncontent-type: application/json\r\nconnection: close\r\n"
-        self.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        self.close()
+        length = b"%d" % len(body)
+        own = [(b"content-type", b"application/json"), (b"content-length", length), (b"connection", b"close")]
+        lines = [b"%b: %b\r\n" % header for header in (*self._state.default_headers, *own)]
+        self.write(b"HTTP/1.1 %d Refused\r\n%b\r\n%b" % (status, b"".join(lines), body))
+        self._part_from_sender(_UNHEARD_BYTES)
 
 
 def bounded(limits: Callable[[], Limits], ending: Callable[[], bool]) -> Callable[..., Connection]:

@@ -10,6 +10,7 @@ import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from ipaddress import ip_address
 from math import ceil
 from typing import Any, cast
 
@@ -67,7 +68,25 @@ def inherited() -> socket.socket | None:
 _FIRST_FD = 3
 
 
+def reached(config: Config, sock: socket.socket) -> Config:
+    """The configuration, where it may be served on `sock`: a supervisor may have opened it to more than `listen` says.
+
+    Raises ConfigError when others than this machine can reach it and nothing keeps them out.
+    """
+    if sock.family == socket.AF_UNIX or config.keys or config.listen.open:
+        return config
+    host = sock.getsockname()[0]
+    if not ip_address(host.partition("%")[0]).is_loopback:
+        raise ConfigError(
+            f"the socket that was handed over listens on {host}, can be reached from other machines, and there are no "
+            "keys: configure keys, or say listen.open: true to let everybody in"
+        )
+    return config
+
+
 def url_of(sock: socket.socket, tls: bool = False) -> str:
+    if sock.family == socket.AF_UNIX:
+        return f"unix:{sock.getsockname()}"
     host, port = sock.getsockname()[:2]
     scheme = "https" if tls else "http"
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"

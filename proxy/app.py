@@ -294,11 +294,14 @@ class Gateway:
             if not forwarded and not _is_within(scope["path"], *EVERYBODYS, *TENANTS):
                 self.keys.require_admin(dict(scope["headers"]))
         except Refusal as refusal:
-            await Response(refusal.body(), refusal.status, media_type="application/json")(scope, receive, send)
+            headers = refusal.text_headers()
+            await Response(refusal.body(), refusal.status, headers, "application/json")(scope, receive, send)
             return
         if forwarded:
             await self.forward(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # a server sends no body then, whatever it is given
+            scope = {**scope, "method": "GET"}
         try:
             await self.api(scope, receive, send)
         except asyncio.CancelledError:
@@ -454,9 +457,9 @@ class Gateway:
             return Response(error_object(404, "no such path", "unknown_path"), 404, media_type="application/json")
 
         @api.exception_handler(405)
-        async def not_taken(request: Request, _: object) -> Response:
+        async def not_taken(request: Request, error: Exception) -> Response:
             body = error_object(405, f"this path does not take {request.method}", "method_not_allowed")
-            return Response(body, 405, media_type="application/json")
+            return Response(body, 405, getattr(error, "headers", None), "application/json")
 
         return api
 

@@ -15,9 +15,11 @@ Header = tuple[bytes, bytes]
 TellWhenGone = Callable[[Callable[[], None]], Callable[[], None]]
 
 HOP_BY_HOP = frozenset(
-    b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade".split()
+    b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
+    b"upgrade".split()
 )
-_NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server"}
+_NOT_DOWNSTREAM = HOP_BY_HOP | {b"content-length", b"date", b"server", b"x-joulegate-request-id"}
+_LISTS = frozenset(b"accept baggage forwarded tracestate via x-forwarded-for x-workflow-parent".split())
 _TELL_S = 5.0
 _FRAME_ENDS = (b"\n\n", b"\r\n\r\n", b"\r\r")
 # What our server adds to a scope: `tell_when_gone(tell)` calls `tell` should the connection end before the function
@@ -43,10 +45,12 @@ class Client:
         self.path: str = scope["path"]
         self.query: bytes = scope.get("query_string", b"")
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        if len(self.headers) != len(scope["headers"]):  # of a name that came twice the first counts
+        if len(self.headers) != len(scope["headers"]):  # of a name that came twice the first counts, or all
             self.headers = {}
             for name, value in scope["headers"]:
-                self.headers.setdefault(name, value)
+                before = self.headers.setdefault(name, value)
+                if before is not value and name in _LISTS:
+                    self.headers[name] = before + b", " + value
         self.extra: list[Header] = []
         self.began = False
         self.gone = False
@@ -114,7 +118,9 @@ class Client:
 
     async def refuse(self, refusal: Refusal) -> None:
         """Say no, in the same way."""
-        with suppress(TimeoutError):  # a client that reads nothing is not told; the books are closed all the same
+        # A client that reads nothing is not told, nor one whose reply has a length, and no room for words: the server
+        # refuses those. The books are closed all the same.
+        with suppress(TimeoutError, RuntimeError):
             async with asyncio.timeout(_TELL_S):
                 if self.began and not self.gone:
                     # Where the engine broke off inside a frame, ours must not read as the rest of it.

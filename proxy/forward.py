@@ -137,7 +137,7 @@ class _Exchange:
         code, outcome = 500, Outcome.REFUSED
         try:
             caller = self.caller = self.forward.keys.caller(client.headers)
-            if client.method == "GET" and (client.path == MODELS or client.path.startswith(f"{MODELS}/")):
+            if client.method != "POST" and _is_models(client.path):
                 await self._models()
                 return
             self._check_path()
@@ -192,10 +192,12 @@ class _Exchange:
     def _check_path(self) -> None:
         method, path = self.client.method, self.client.path
         if path not in self.forward.paths:
+            if _is_models(path):
+                raise Refusal(405, f"{path} takes GET, not {method}", "method_not_allowed", allow="GET, HEAD")
             known = ", ".join(sorted(METERED | {MODELS}))
             raise Refusal(404, f"{path} is not forwarded; paths: {known}", "unknown_path")
         if method != "POST":
-            raise Refusal(405, f"{path} takes POST, not {method}", "method_not_allowed")
+            raise Refusal(405, f"{path} takes POST, not {method}", "method_not_allowed", allow="POST")
 
     async def _serve(self, caller: Caller, raw: bytes) -> tuple[int, Outcome]:
         """Identify, route, and try engines in turn; returns the status the client got and how it ended."""
@@ -474,6 +476,8 @@ class _Exchange:
                     self.receipt.output_tokens, self.receipt.usage = progress.frames, "frames"
 
     async def _models(self) -> None:
+        if self.client.method not in ("GET", "HEAD"):
+            self._check_path()
         listing = [entry for entry in self.forward.router.listing() if self.caller.may_use(str(entry.get("id")))]
         wanted = self.client.path.removeprefix(MODELS).strip("/")
         if not wanted:
@@ -516,6 +520,10 @@ class _Exchange:
         metrics.request_done(receipt.run.tenant, label, engine, receipt.model, code, outcome, now - received)
         if receipt.attempts and receipt.attempts[-1].first is not None:
             metrics.ttft(label, engine, receipt.attempts[-1].first - received)
+
+
+def _is_models(path: str) -> bool:
+    return path == MODELS or path.startswith(f"{MODELS}/")
 
 
 def _current_task() -> asyncio.Task[Any]:

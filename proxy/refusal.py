@@ -6,7 +6,8 @@ import orjson
 class Refusal(Exception):
     """A request that the gateway itself ends. `message` is for the client and holds no prompt and no secret.
 
-    Without `retry` it is told not to try again by itself, which OpenAI's clients otherwise do after a 429.
+    Without `retry` it is told not to try again by itself, which OpenAI's clients otherwise do after a 429. `allow` are
+    the methods that a path takes.
     """
 
     def __init__(
@@ -18,17 +19,24 @@ class Refusal(Exception):
         param: str | None = None,
         retry_after_s: int | None = None,
         retry: bool = True,
+        allow: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
-        self.retry_after_s, self.retry = retry_after_s, retry
+        self.retry_after_s, self.retry, self.allow = retry_after_s, retry, allow
 
     def body(self) -> bytes:
         return error_object(self.status, self.message, self.code, self.param)
 
     def text_headers(self) -> dict[str, str]:
-        again = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
-        return again if self.retry else {**again, "x-should-retry": "false"}
+        said = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        if not self.retry:
+            said["x-should-retry"] = "false"
+        if self.allow is not None:
+            said["allow"] = self.allow
+        if self.status == 401:  # RFC 9110 asks for both
+            said["www-authenticate"] = "Bearer"
+        return said
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         return [(name.encode(), value.encode()) for name, value in self.text_headers().items()]

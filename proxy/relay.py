@@ -17,10 +17,11 @@ from proxy.nodes.answer import Answer, HeardFrames
 from proxy.nodes.hold import NodeCall, NodeUpstream
 from proxy.route import Lane
 from proxy.telemetry.metrics import Itl
-from proxy.upstream import Answering, Serving, Unreachable
+from proxy.upstream import Answering, Dropped, Serving, Unreachable
 
 _NOT_UPSTREAM = HOP_BY_HOP | {b"host", b"content-length", b"accept-encoding", b"expect"}
 _NO_SECRETS = _NOT_UPSTREAM | {b"authorization", b"x-api-key"}
+_NO_BODY = (204, 304)  # nor the length of one
 _RETRY_STATUS = {429, 500, 502, 503, 504}
 _ENDS_WITH_A_REASON = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 
@@ -112,7 +113,8 @@ class Relay:
                 self.answer.whole(parsed)
             if self.report is not None and isinstance(parsed, dict) and reply.status < 400:
                 body = _with_energy(parsed, self.report(), body)
-        await self.client.start(reply.status, reply.headers, len(body))
+        length = None if not body and reply.status in _NO_BODY else len(body)
+        await self.client.start(reply.status, reply.headers, length)
         await self.client.send(body)
         return reply.status, Outcome.OK if reply.status < 400 else Outcome.ERROR
 
@@ -158,7 +160,12 @@ class Relay:
                 if out:
                     await client.send(out, more=True)
                 deadline.wait()
-                chunk = await reply.next()
+                try:
+                    chunk = await reply.next()
+                except Dropped:
+                    if not frames.done:
+                        raise
+                    chunk = b""  # all is said, if not to the letter of HTTP
                 deadline.heard()
                 out = frames.feed(chunk) if chunk else b""
             out = frames.finish()

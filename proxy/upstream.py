@@ -14,6 +14,10 @@ import httptools
 
 Header = tuple[bytes, bytes]
 
+_OF_THE_CONNECTION = frozenset((b"connection", b"content-length", b"transfer-encoding"))
+_TRAILERS = cast(list[Header], deque[Header](maxlen=0))  # what comes after a body is no header, and goes nowhere
+_OF_NO_HEADER = frozenset((b"close", b"keep-alive", b"upgrade"))
+_RACE_S = 1.0  # in which an engine's farewell and our request may have met
 _BUFFER_LIMIT = 256 * 1024  # bytes of a body that may wait for a slow client before the engine is slowed down
 
 
@@ -71,9 +75,11 @@ class Reply(asyncio.Protocol):
 
     usage_by = "engine"
     counted = False
+    _unsent = False  # much of the request was not taken yet
+    _named: frozenset[bytes] = frozenset()  # headers that `connection` declares to be its own
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._gone: Dropped | None = None
@@ -86,7 +92,7 @@ class Reply(asyncio.Protocol):
     def begin(self) -> None:
         """Make ready for the next reply."""
         self.status = 0
-        self.headers: list[Header] = []
+        self.headers = self._fields = cast(list[Header], [])
         self._chunks: list[bytes] = []
         self._buffered = 0
         self._started = False  # a byte of the reply was seen
@@ -121,21 +127,20 @@ class Reply(asyncio.Protocol):
         """All of the body that is still to come. Raises Dropped."""
         parts: list[bytes] = []
         while part := await self.next():
+            if self._complete and not parts:  # as most are
+                return part
             parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     @property
     def reusable(self) -> bool:
         """Whether the reply was read to its end and the connection may carry another."""
-        return self._keep and self._complete and not self._chunks and self._gone is None
+        return self._keep and self._complete and not self._chunks and self._gone is None and not self._unsent
 
     def write(self, data: bytes) -> None:
         if self._transport is None or self._transport.is_closing():
             raise self._gone or Dropped("the connection is closed", stale=self.used)
         self._transport.write(data)
-
-    def now(self) -> float:
-        return self._loop.time()
 
     def abort(self) -> None:
         """End the connection at once: what the engine still sends is of no use."""
@@ -145,7 +150,7 @@ class Reply(asyncio.Protocol):
     async def _more(self) -> None:
         if self._gone is not None:
             raise self._gone
-        self._waiter = self._loop.create_future()
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:
@@ -160,6 +165,12 @@ class Reply(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
 
+    def pause_writing(self) -> None:
+        self._unsent = True
+
+    def resume_writing(self) -> None:
+        self._unsent = False
+
     def data_received(self, data: bytes) -> None:
         self._started = True
         try:
@@ -170,7 +181,8 @@ class Reply(asyncio.Protocol):
         if self._buffered > _BUFFER_LIMIT and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-        self._wake()
+        if (waiter := self._waiter) is not None and not waiter.done():
+            waiter.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._has_head and not self._framed and exc is None:
@@ -188,12 +200,22 @@ class Reply(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        self._framed = self._framed or name == b"content-length" or name == b"transfer-encoding"
-        self.headers.append((name, value))
+        if name in _OF_THE_CONNECTION:
+            if name == b"connection":
+                self._named |= {part.strip() for part in value.lower().split(b",")} - _OF_NO_HEADER
+            else:
+                self._framed = True
+        self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
+        if self._complete:
+            raise httptools.HttpParserError("nobody asked for another reply")
         self.status = self._parser.get_status_code()
         self._has_head = self.status >= 200  # 1xx announce the real one
+        self._fields = _TRAILERS
+        if self._named:
+            self.headers = [header for header in self.headers if header[0] not in self._named]
+            self._named = frozenset()
 
     def on_body(self, body: bytes) -> None:
         self._chunks.append(body)
@@ -204,13 +226,12 @@ class Reply(asyncio.Protocol):
             self._complete = True
             self._keep = self._parser.should_keep_alive()
         else:
-            self.headers = []
+            self.headers = self._fields = []
 
-    # Over the connection's whole life a reply that is complete needs the connection no longer.
     @property
     def closed(self) -> bool:
-        unasked = self._complete and bool(self._chunks)
-        return unasked or self._gone is not None or self._transport is None or self._transport.is_closing()
+        """Whether a connection that was kept can carry no request: it is at its end, or has said what nobody asked."""
+        return self._started or self._gone is not None or self._transport is None or self._transport.is_closing()
 
 
 class Upstream:
@@ -231,17 +252,20 @@ class Upstream:
     async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> Reply:
         """Send a request and wait for the reply's head; `release` the reply when done with it.
 
-        Raises Unreachable, or Dropped. A kept connection that the engine closed just as it was taken is replaced once.
+        Raises Unreachable, or Dropped. A kept connection that the engine closed just as it was taken is replaced once;
+        one that it closed later may have cost it an answer, and is not.
         """
-        head = [b"%b %b%b HTTP/1.1\r\nhost: %b\r\n" % (method, self._prefix, target, self._authority)]
-        head += [b"%b: %b\r\n" % header for header in headers]
-        request = b"".join([*head, b"content-length: %d\r\n\r\n" % len(body), body])
+        line = method, self._prefix, target, self._authority, len(body)
+        parts = [b"%b %b%b HTTP/1.1\r\nhost: %b\r\ncontent-length: %d\r\n" % line]
+        parts += [b"%b: %b\r\n" % header for header in headers]
+        parts += (b"\r\n", body)
+        request = b"".join(parts)
         reply = self._kept()
         if reply is not None:
             try:
                 return await self._exchange(reply, request)
             except Dropped as dropped:
-                if not dropped.stale:
+                if not dropped.stale or reply.loop.time() - reply.idle_since > self._keep_s + _RACE_S:
                     raise
         return await self._exchange(await self._connect(), request)
 
@@ -249,8 +273,9 @@ class Upstream:
         """Keep the connection for the next request when it can be, and end it otherwise."""
         self._busy.discard(reply)
         if reply.reusable:
+            reply.begin()
             reply.used = True
-            reply.idle_since = reply.now()
+            reply.idle_since = reply.loop.time()
             self._idle.append(reply)
         else:
             reply.abort()
@@ -265,7 +290,6 @@ class Upstream:
     async def _exchange(self, reply: Reply, request: bytes) -> Reply:
         self._busy.add(reply)
         try:
-            reply.begin()
             reply.write(request)
             await reply.head()
         except BaseException:
@@ -275,12 +299,17 @@ class Upstream:
         return reply
 
     def _kept(self) -> Reply | None:
-        while self._idle and self._idle[0].now() - self._idle[0].idle_since > self._keep_s:
-            self._idle.popleft().abort()
-        while self._idle:
-            reply = self._idle.pop()
+        idle = self._idle
+        if not idle:
+            return None
+        since = idle[0].loop.time() - self._keep_s
+        while idle and idle[0].idle_since < since:
+            idle.popleft().abort()
+        while idle:
+            reply = idle.pop()
             if not reply.closed:
                 return reply
+            reply.abort()
         return None
 
     async def _connect(self) -> Reply:

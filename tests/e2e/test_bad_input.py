@@ -56,7 +56,22 @@ def test_an_unknown_path(gateway: Gateway, path: str) -> None:
 
 
 def test_a_wrong_method(gateway: Gateway) -> None:
-    assert refusal(gateway.http.get("/v1/chat/completions"))[0] == 405
+    for method, path, allowed in (
+        ("GET", "/v1/chat/completions", "POST"),
+        ("POST", "/v1/models", "GET, HEAD"),
+        ("DELETE", "/v1/models", "GET, HEAD"),
+        ("PUT", "/healthz", "GET"),
+    ):
+        reply = gateway.http.request(method, path)
+        assert refusal(reply)[0] == 405 and reply.headers["allow"] == allowed
+
+
+def test_who_asks_for_the_head_alone(gateway: Gateway) -> None:
+    """As some load balancers do to see whether we are well."""
+    for path in ("/healthz", "/v1/models", "/energy/runs"):
+        head, whole = gateway.http.head(path), gateway.http.get(path)
+        assert (head.status_code, head.content) == (200, b"")
+        assert head.headers["content-length"] == str(len(whole.content))
 
 
 @pytest.mark.parametrize("path", ["/energy/runs", "/energy/runs/x", "/energy/balance", "/energy/requests/x"])

@@ -333,10 +333,16 @@ def test_curl(curl: Callable[..., tuple[int, str]], locked: Gateway, run: str) -
     status, text = curl("/v1/chat/completions", data=chat_body(content=long, max_tokens=2))
     assert status == 200 and json.loads(text)["usage"]["prompt_tokens"] == 600_000
 
+    asks = ("-H", "Upgrade: h2c", "-H", "Connection: Upgrade, HTTP2-Settings", "-H", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    status, text = curl("/v1/chat/completions", *asks, data=CHAT | {"max_tokens": 1})
+    assert status == 200 and "joule" in text, "with --http2, and Java's client always"
+
     for key in ("sk-acmf", ""):
         status, text = curl("/v1/chat/completions", key=key, data=CHAT)
         assert (status, json.loads(text)["error"]["type"]) == (401, "authentication_error")
-    assert books(locked, run) == [("ok", 5, 3), ("ok", 5, 4), ("ok", 600_000, 2)], "and a stranger's call is no work"
+    assert books(locked, run) == [("ok", 5, 3), ("ok", 5, 4), ("ok", 600_000, 2), ("ok", 5, 1)], (
+        "and a stranger's call is no work"
+    )
 
 
 @pytest.mark.scripted

@@ -53,6 +53,8 @@ def test_nothing_is_served_without_a_key(guarded: Gateway, headers: dict[str, st
     for path in ("/v1/models", "/energy/workflows", "/energy/runs", "/metrics", "/docs", "/openapi.json", "/admin/x"):
         assert code(guarded.http.get(path, headers=headers)) == refused
     assert code(guarded.http.post("/energy/runs/r/close", headers=headers)) == refused
+    for path in ("/v1/models", "/energy/runs", "/metrics"):
+        assert guarded.http.get(path, headers=headers).headers["www-authenticate"] == "Bearer"
 
 
 def test_probes_need_no_key_and_learn_nothing(guarded: Gateway) -> None:

@@ -21,6 +21,7 @@ class Line:
         self.written = b""
         self.write_paused = False
         self.reading = 0
+        self.awaited = 0
         self.closed = False
         self.replies = 0
         self.room = asyncio.Event()
@@ -35,6 +36,9 @@ class Line:
 
     def resume_reading(self) -> None:
         self.reading += 1
+
+    def await_body(self) -> None:
+        self.awaited += 1
 
     def close(self) -> None:
         self.closed = True
@@ -82,6 +86,19 @@ async def test_what_has_no_body_has_none(status: int, method: str) -> None:
     assert written.endswith(b"\r\n\r\n") and b"chunked" not in written
 
 
+@pytest.mark.parametrize(("sent", "kept"), [(False, False), (True, True)])
+async def test_who_was_not_told_to_go_on_may_or_may_not(sent: bool, kept: bool) -> None:
+    """What comes next on the connection is a body or a request: nobody can say, so there is no next."""
+    line = Line()
+    one = exchange(line, expects=True)
+    if sent:
+        one.feed(b"hello")
+        one.end()
+    await one.send({"type": "http.response.start", "status": 401, "headers": [(b"content-length", b"0")]})
+    await one.send({"type": "http.response.body"})
+    assert (b"\r\nconnection: close" not in line.written) is kept and line.closed is not kept
+
+
 @pytest.mark.parametrize("parts", [[b"hell"], [b"hello!"], [b"hel", b"lo!"]], ids=["short", "long", "long at last"])
 async def test_a_body_of_another_length_than_promised_is_no_reply(parts: list[bytes]) -> None:
     with pytest.raises(RuntimeError, match="content-length"):
@@ -117,12 +134,24 @@ async def test_what_an_application_owes_is_said_for_it(caplog: pytest.LogCapture
             assert line.written.count(b"HTTP/1.1 ") == 1 and line.written[9:12] == status and line.closed
 
 
+async def test_a_fault_is_logged_without_what_it_stumbled_over(caplog: pytest.LogCaptureFixture) -> None:
+    words = "\nERROR ".join(("a client's", "own words"))
+
+    async def app(*_: Any) -> None:
+        raise KeyError(words)
+
+    await exchange(Line()).run(app)
+    (record,) = caplog.records
+    said = logging.Formatter().format(record)
+    assert "KeyError" in said and "raise KeyError" in said and "client" not in said and "own words" not in said
+
+
 async def test_the_body_is_taken_as_it_comes_and_then_the_end_is_waited_for() -> None:
     line = Line()
     one = exchange(line, expects=True)
     first = asyncio.create_task(one.receive())
     await asyncio.sleep(0)
-    assert line.written == b"HTTP/1.1 100 Continue\r\n\r\n" and not first.done()
+    assert line.written == b"HTTP/1.1 100 Continue\r\n\r\n" and not first.done() and line.awaited == 1
     for part in (b"a", b"b"):
         one.feed(part)
     assert await first == {"type": "http.request", "body": b"ab", "more_body": True}
@@ -132,7 +161,7 @@ async def test_the_body_is_taken_as_it_comes_and_then_the_end_is_waited_for() ->
     assert await one.receive() == {"type": "http.request", "body": b"c", "more_body": False}
     waiting = [asyncio.create_task(one.receive()) for _ in range(2)]
     await asyncio.sleep(0)
-    assert not any(task.done() for task in waiting)
+    assert not any(task.done() for task in waiting) and line.awaited == 1, "nothing of it is still to come"
     one.leave()
     assert [await task for task in waiting] == [{"type": "http.disconnect"}] * 2
     await one.send({"type": "http.response.start", "status": 200})

@@ -238,7 +238,7 @@ def test_what_is_not_http_is_said_to_be_none() -> None:
             answered = await server.connect(b"POST / HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n")
             await server.until(lambda: server.state.total_requests == 1)
             await asyncio.get_running_loop().sock_sendall(answered, b"zz\r\n")
-            assert (await whole(answered)).count(b"HTTP/1.1 ") == 2, "after a whole reply there may be another"
+            assert (await whole(answered)).count(b"HTTP/1.1 ") == 1, "a request has one reply"
             answered.close()
 
     on_our_loop(test)

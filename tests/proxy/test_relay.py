@@ -14,19 +14,20 @@ from proxy.gate import Gate
 from proxy.nodes.answer import Answer
 from proxy.relay import Relay
 from proxy.route import Lane
-from proxy.upstream import Header
+from proxy.upstream import Dropped, Header
 
 DONE = b"data: [DONE]\n\n"
 
 
 class Engine:
-    """Its connections, and the one reply on them: pieces of a stream, and its end, or nothing more (`ends` unset)."""
+    """Its connections, and the one reply on them: pieces of a stream, and its end, or nothing more (`ends` unset), or a
+    connection that breaks."""
 
     closed, connect_s, usage_by, counted, status = False, 5.0, "engine", False, 200
 
-    def __init__(self, *pieces: bytes, ends: bool = True) -> None:
+    def __init__(self, *pieces: bytes, ends: bool = True, breaks: bool = False) -> None:
         self.headers: list[Header] = [(b"content-type", b"text/event-stream")]
-        self._pieces, self._ends = [*pieces], ends
+        self._pieces, self._ends, self._breaks = [*pieces], ends, breaks
         self.silent = asyncio.Event()  # it has said all that it says
 
     async def send(self, method: bytes, target: bytes, headers: list[Header], body: bytes) -> "Engine":
@@ -36,6 +37,8 @@ class Engine:
         if not self._pieces and not self._ends:
             self.silent.set()
             await asyncio.Event().wait()
+        if not self._pieces and self._breaks:
+            raise Dropped("it closed the connection")
         return self._pieces.pop(0) if self._pieces else b""
 
     async def rest(self) -> bytes:
@@ -88,6 +91,12 @@ async def test_a_client_that_leaves_after_the_last_word_has_what_the_engine_said
     with pytest.raises(asyncio.CancelledError):
         await task
     assert made.result == (200, outcome)
+
+
+async def test_an_engine_that_breaks_off_after_its_last_word_has_said_all() -> None:
+    assert await run(relay(Engine(chunk("half"), chunk("", finish="stop"), DONE, breaks=True))) == (200, Outcome.OK)
+    with pytest.raises(Broken, match="it closed the connection"):
+        await run(relay(Engine(chunk("half"), breaks=True)))
 
 
 async def test_a_text_for_others_is_whole_when_its_own_choice_is() -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
 
@@ -121,6 +121,23 @@ async def test_a_kept_connection_that_the_engine_closed_is_replaced() -> None:
     assert engine.connections == 2 and len(engine.seen) == 2
 
 
+async def test_an_engine_that_worked_and_then_broke_off_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.upstream._RACE_S", -3.0)  # with the 3 s that a connection is kept: at once is late
+    seen: list[bytes] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"{}"))
+        writer.write(LENGTH)
+        seen.append(await reader.readuntil(b"{}"))
+        writer.close()
+
+    async with answering(serve) as upstream:
+        await ask(upstream)
+        with pytest.raises(Dropped):
+            await ask(upstream)
+    assert len(seen) == 2
+
+
 async def test_a_request_is_never_repeated_on_a_fresh_connection() -> None:
     engine = Engine(b"", then_close=True)
     async with running(engine) as upstream:
@@ -166,6 +183,91 @@ async def test_a_reply_that_is_let_go_early_ends_the_connection() -> None:
         upstream.release(reply)
         async with asyncio.timeout(5):
             await engine.ended.wait()
+
+
+async def test_what_belongs_to_the_connection_goes_no_further() -> None:
+    named = b"Connection: keep-alive, X-Hop\r\nX-Hop: 1\r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\nContent-Length"
+    async with running(
+        Engine(LENGTH.replace(b"Content-Length", named), LENGTH.replace(b"Content-T", b"X-Hop"))
+    ) as upstream:
+        reply = await upstream.send(b"POST", b"/", [], b"{}")
+        assert [header for header in reply.headers if header[0] in (b"x-hop", b"set-cookie")] == [
+            (b"set-cookie", b"a=1"),
+            (b"set-cookie", b"b=2"),
+        ]
+        await reply.rest()
+        upstream.release(reply)
+        again = await upstream.send(b"POST", b"/", [], b"{}")
+        assert again is reply and again.headers[0] == (b"x-hopype", b"text/plain")
+        upstream.release(again)
+
+
+async def test_what_comes_after_a_reply_is_none_of_it() -> None:
+    trailers = CHUNKED.removesuffix(b"\r\n") + b"X-Key: 1\r\nX-Other: 2\r\n\r\n"
+    async with running(Engine(trailers, LENGTH + LENGTH, LENGTH)) as upstream:
+        for _ in range(3):
+            reply = await upstream.send(b"POST", b"/", [], b"{}")
+            assert await reply.rest() == b"hello world"
+            assert all(not name.startswith(b"x-") for name, _ in reply.headers)
+            assert [name for name, _ in reply.headers].count(b"content-type") <= 1
+            upstream.release(reply)
+
+
+@asynccontextmanager
+async def answering(
+    serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[Upstream]:
+    """An upstream whose engine is `serve`, each time for one request on a connection that it then holds open."""
+    held = asyncio.Event()
+
+    async def hold(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await serve(reader, writer)
+        await held.wait()
+        writer.close()
+
+    server = await asyncio.start_server(hold, "127.0.0.1", 0)
+    upstream = Upstream(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", 5.0)
+    try:
+        yield upstream
+    finally:
+        held.set()
+        upstream.close()
+        server.close()
+
+
+async def test_an_engine_that_answers_before_it_has_read_is_not_asked_on_the_same_connection() -> None:
+    """It has not said whether it will read the rest, and a request behind it might wait forever."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(LENGTH)
+
+    async with answering(serve) as upstream:
+        for _ in range(2):
+            assert await ask(upstream, b"x" * 2**24) == b"hello world"
+            assert not upstream._idle
+        assert await ask(upstream, b"{}") == b"hello world"
+        assert len(upstream._idle) == 1
+
+
+@pytest.mark.parametrize("unasked", [b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n", b"HTTP/1.1 40"])
+async def test_a_connection_on_which_something_came_unasked_is_not_used_again(unasked: bytes) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(LENGTH)
+        writers.append(writer)
+
+    async with answering(serve) as upstream:
+        await ask(upstream)
+        writers[0].write(unasked)
+        async with asyncio.timeout(5):
+            while not upstream._idle[0].closed:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+        (before,) = upstream._idle
+        assert await ask(upstream) == b"hello world" and len(writers) == 2
+        assert before._transport is None or before._transport.is_closing(), "it is not left open either"
 
 
 async def test_a_large_body_for_a_slow_reader_arrives_whole() -> None:
