@@ -90,7 +90,7 @@ class Gateway:
         self._reloading = asyncio.Lock()
         self.policy = _policy(config)
         self.engines = [load_engine(engine) for engine in config.engines]
-        self.keys = Keys(config.keys, config.admin)
+        self.keys = Keys(config.keys, config.admin, config.listen.open)
         self.said: list[str] = []
         known = {name: workflow.steps for name, workflow in config.workflows.items()}
         models = [model for engine in config.engines for model in engine.models]
@@ -235,7 +235,7 @@ class Gateway:
                 raise ConfigError("this gateway was started without a configuration file")
             new = await asyncio.to_thread(self._read)
             change = changes(self.config, new)
-            keys = Keys(new.keys, new.admin)
+            keys = Keys(new.keys, new.admin, new.listen.open)
             policy = self.policy if new.policy == self.config.policy else _policy(new)
             engines = [load_engine(engine) for engine in new.engines]
             check_tls(new)

@@ -1,9 +1,11 @@
-"""Whose a request is and what it may see. Without keys everybody is the tenant `default`."""
+"""Whose a request is and what it may see. Without keys everybody is the tenant `default`, but for web pages."""
 
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from urllib.parse import urlsplit
 
 from proxy.budget import Terms
 from proxy.config import Admin, ConfigError, Key
@@ -40,8 +42,12 @@ class Keys:
     that is stored: it tells nothing, as a comparison in constant time does, and takes no longer with a thousand keys.
     """
 
-    def __init__(self, keys: Sequence[Key], admin: Admin | None = None) -> None:
-        """Raises ConfigError for a key that is empty, cannot be read, or is given twice."""
+    def __init__(self, keys: Sequence[Key], admin: Admin | None = None, to_all: bool = False) -> None:
+        """With no keys, web pages from elsewhere are served only if everything is open `to_all`.
+
+        Raises ConfigError for a key that is empty, cannot be read, or is given twice.
+        """
+        self._to_all = to_all
         self._admin = admin.digest() if admin else None
         self._callers: dict[bytes, Caller] = {}
         for key in keys:
@@ -77,7 +83,9 @@ class Keys:
         return bool(self._callers) and self._admin is None
 
     def caller(self, headers: Headers) -> Caller:
-        """Who sends a request to an engine. Raises Refusal: 401 without a key, 403 with the admin's."""
+        """Who sends a request to an engine. Raises Refusal: 401 without a key, 403 with the admin's or for a page."""
+        if b"origin" in headers:
+            self._check_page(headers)
         if self.are_none:
             return ANYONE
         token = _token(headers)
@@ -94,8 +102,13 @@ class Keys:
     def is_admin(self, headers: Headers) -> bool:
         """Whether the caller may see everything: with the admin key, or where there is no key at all."""
         if self._admin is None:
-            return not self._callers
+            return not self._callers and (self._to_all or not _is_page_elsewhere(headers))
         return self._is_admins(_digest(_token(headers)))
+
+    def _check_page(self, headers: Headers) -> None:
+        if not self._callers and not self._to_all and _is_page_elsewhere(headers):
+            what = "Without keys no web page from elsewhere is served: configure keys, or say listen.open: true."
+            raise Refusal(403, what, "origin_not_allowed")
 
     def _is_admins(self, digest: bytes) -> bool:
         return self._admin is not None and hmac.compare_digest(digest, self._admin)
@@ -105,14 +118,37 @@ class Keys:
         return None if self.is_admin(headers) else self.caller(headers).tenant
 
     def require_admin(self, headers: Headers) -> None:
-        """Raises Refusal: 401 without a key that we know, 403 with a tenant's."""
+        """Raises Refusal: 401 without a key that we know, 403 with a tenant's or for a page."""
         if self.is_admin(headers):
             return
+        self._check_page(headers)
         token = _token(headers)
         if _digest(token) not in self._callers:
             raise _unknown(token)
         hint = "none is configured" if self._admin is None else "this is a tenant's"
         raise Refusal(403, f"This takes the admin key; {hint}.", "admin_only")
+
+
+def _is_page_elsewhere(headers: Headers) -> bool:
+    """Whether a browser sends it for a page that is not of this machine.
+
+    Whoever visits a page is inside: it could have the loopback's gateway work for it, and a name that it makes point
+    here lets it read the answers. A browser says so in `origin`, and a page cannot keep it from that.
+    """
+    origin = headers.get(b"origin")
+    if origin is None:
+        return False
+    try:
+        parts = urlsplit(origin.decode("ascii"))
+        host = parts.hostname or ""
+    except ValueError:
+        return True
+    if parts.scheme not in ("http", "https"):
+        return origin == b"null"  # others are programs
+    try:
+        return not ip_address(host).is_loopback
+    except ValueError:
+        return host != "localhost" and not host.endswith(".localhost")
 
 
 def _caller(key: Key) -> Caller:

@@ -27,6 +27,33 @@ def test_without_keys_everybody_is_the_default_tenant() -> None:
     assert keys.caller({b"authorization": b"Bearer whatever"}) == Caller("default")
 
 
+PAGES = [b"https://evil.example", b"http://127.0.0.1.evil.example", b"null", b"http://[", b"http://\xff", b"http://"]
+
+
+@pytest.mark.parametrize("origin", PAGES)
+def test_without_keys_no_page_from_elsewhere_is_served(origin: bytes) -> None:
+    page, closed, open_ = {b"origin": origin}, Keys([]), Keys([], to_all=True)
+    for refused in (closed.caller, closed.require_admin, closed.tenant, Keys([], Admin(key="sk-1")).caller):
+        with pytest.raises(Refusal, match="no web page") as refusal:
+            refused(page)
+        assert (refusal.value.status, refusal.value.code) == (403, "origin_not_allowed")
+    assert not closed.is_admin(page)
+    assert open_.is_admin(page) and open_.caller(page) == Caller("default")
+    open_.require_admin(page)
+
+
+@pytest.mark.parametrize(
+    "origin", [b"http://localhost:3000", b"https://[::1]:8443", b"http://a.localhost", b"vscode-webview://1"]
+)
+def test_pages_and_programs_of_this_machine_are(origin: bytes) -> None:
+    assert Keys([]).caller({b"origin": origin}) == Caller("default")
+    assert Keys([]).is_admin({b"origin": origin})
+
+
+def test_a_page_with_a_key_is_its_tenant(keys: Keys) -> None:
+    assert keys.caller({b"origin": PAGES[0], **bearer("sk-acme")}).tenant == "acme"
+
+
 @pytest.mark.parametrize(
     "headers",
     [
