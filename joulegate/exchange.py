@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-import traceback
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from http import HTTPStatus
 from typing import Any, Protocol
+
+from proxy.wordless import wordless
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -29,7 +30,7 @@ class Line(Protocol):
     def write_head(self, head: bytes, /) -> None: ...
     async def drain(self) -> None: ...
     def resume_reading(self) -> None: ...
-    def await_body(self) -> None: ...
+    def await_client(self) -> None: ...
     def close(self) -> None: ...
     def answered(self) -> None: ...
 
@@ -84,9 +85,7 @@ class Exchange:
         try:
             await app(self._scope, self.receive, self.send)
         except BaseException as error:
-            # Its words may be a client's.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            log.error("the application failed\nTraceback:\n%s%s", where, type(error).__name__)
+            log.error("the application failed\n%s", wordless(error))
         else:
             if self.complete or self.gone:
                 return
@@ -115,7 +114,7 @@ class Exchange:
             if self._news is None:
                 self._news = asyncio.Event()
             if not self.ended:
-                self._line.await_body()
+                self._line.await_client()
             self._news.clear()
             await self._news.wait()
         return _GONE

@@ -307,12 +307,10 @@ class Connection(asyncio.Protocol):
         if self._ahead:
             self._answer(self._ahead.popleft())
         else:
-            self._quiet_since = self._loop.time()
-            if self._keeping is None:
-                self._keeping = self._loop.call_later(self._keep_s, self._keep)
+            self.await_client()
 
-    def await_body(self) -> None:
-        """The client is waited for: there is more of its request to come."""
+    def await_client(self) -> None:
+        """The client is waited for: for the rest of its request, or for its next one."""
         self._quiet_since = self._loop.time()
         if self._keeping is None:
             self._keeping = self._loop.call_later(self._keep_s, self._keep)

@@ -3,7 +3,8 @@
 What it saves, for how long to hold and who may join is computed (`policies.gathering`). Chains of calls that are held
 send less, and more than usual when they are let go: so they are taken up and let go bit by bit, their objectives are
 kept at the peak of their rate, and the engine is narrowed while tokens come late. While nothing comes, what was found
-out holds.
+out holds. Before anything was answered those with patience are held for a while: runs that are let go one by one come
+back one by one.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from policies.narrow import counted, narrow
 
 ITL_LATE = 0.85  # of the objective: what follows from letting go comes on top
 LEAST_HOLD_S = 0.05
-FIRST_S, FIRST_JOIN = 3.0, 0.5
+FIRST_S, FIRST_JOIN = 3.0, 0.5  # before anything was answered: for how long at most, and the part that may join
 EASE = 0.1  # of what holds, a decision
 WATCHED_S = 1.0  # a decision
 FADE = 0.99  # of the peak, a decision
@@ -99,8 +100,7 @@ def hold(signals: Signals, worth: float, before: Held, kv: Occupied) -> tuple[De
         reason = f"let go bit by bit: {reason}"
     in_flight: dict[str, int] = {}
     if any(name not in release for name in known):  # whose steps others would make longer
-        engines = max(1, sum(engine.up for engine in signals.engines.values()))
-        in_flight = {n: usual(peaks[n] / engines, known[n].served_s or 0.0) for n in release if n in known}
+        in_flight = {n: usual(peaks[n] / max(1, len(engines)), known[n].served_s or 0.0) for n in release if n in known}
         reasons |= {f"in_flight/{n}": "no more than there would often be at once anyway" for n in in_flight}
     return Decision(in_flight, release=release, reason=reason, reasons=reasons), after
 

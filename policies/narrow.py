@@ -42,15 +42,20 @@ def counted(limits: Limits) -> dict[str, int]:
     return {name: round(limit) for name, (limit, _) in limits.items()}
 
 
+def in_flight(engine: EngineSignals) -> int:
+    """The requests of all workflows that an engine has."""
+    return sum(queue.in_flight for queue in engine.queues.values())
+
+
 def _next(
     engine: EngineSignals, limit: tuple[float, float] | None, slow: float, pressed: bool, now: float
 ) -> tuple[float, float] | None:
-    in_flight = sum(queue.in_flight for queue in engine.queues.values())
     if pressed and limit is not None:
         return UP * limit[0], now
     if slow > USED_MOST:
         if limit is None:
-            return (max(LEAST, DOWN * in_flight), now) if in_flight > LEAST else None
+            there = in_flight(engine)
+            return (max(LEAST, DOWN * there), now) if there > LEAST else None
         return (max(LEAST, DOWN * limit[0]), now) if now - limit[1] >= SETTLE_S else limit
     if limit is None or slow > USED_LITTLE or now - limit[1] < BEAT_S:
         return limit

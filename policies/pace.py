@@ -16,7 +16,7 @@ from math import inf
 
 from policies.gathering import ITL_ROOM, KV_FULL, stream_of
 from policies.interface import EngineSignals, QueueSignals, Signals
-from policies.narrow import LEAST
+from policies.narrow import LEAST, in_flight
 from policies.room import used_by_queue
 
 
@@ -33,7 +33,7 @@ def least_for_crowd(signals: Signals) -> float:
     """The part of the highest clock at which the objectives for the next tokens have room for all in flight."""
     least = 0.0
     for name, room_s, slower_s, interrupted_s in _rooms(signals):
-        left_s = room_s / max(LEAST, _in_flight(signals.engines[name])) - slower_s
+        left_s = room_s / max(LEAST, in_flight(signals.engines[name])) - slower_s
         least = max(least, interrupted_s / left_s if left_s > 0 else 1.0)
     return min(1.0, least)
 
@@ -51,14 +51,10 @@ def least_for_queues(signals: Signals, limits: Mapping[str, int], held_s: Mappin
 
 
 def _queues(workflow: str, engine: EngineSignals, limit: float) -> Iterator[QueueSignals]:
-    if workflow in engine.queues and _in_flight(engine) >= limit:  # else they are held, and could go
+    if workflow in engine.queues and in_flight(engine) >= limit:  # else they are held, and could go
         yield engine.queues[workflow]
     if engine.waiting and engine.running and (engine.kv_usage or 0.0) > KV_FULL:
         yield QueueSignals(round(engine.running), round(engine.waiting))
-
-
-def _in_flight(engine: EngineSignals) -> int:
-    return sum(queue.in_flight for queue in engine.queues.values())
 
 
 def _rooms(signals: Signals) -> Iterator[tuple[str, float, float, float]]:

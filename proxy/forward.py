@@ -8,7 +8,6 @@ import asyncio
 import logging
 import random
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,6 +39,7 @@ from proxy.relay import Relay, upstream_headers
 from proxy.route import AllOut, Lane, Router, UnknownModel
 from proxy.spending import Spending
 from proxy.telemetry.metrics import Metrics
+from proxy.wordless import wordless
 
 log = logging.getLogger("joulegate.forward")
 
@@ -171,11 +171,8 @@ class _Exchange:
                 code, outcome = 503, Outcome.FAILED
                 await client.tell(Broken("the gateway is shutting down", "shutting_down", 503))
         except Exception as error:
-            # The edge of the data plane: a fault of ours ends one request, not the gateway. An exception's own words
-            # may hold what it stumbled over, a prompt say; where and of which kind it was is logged, no more.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            kind = type(error).__name__
-            log.error("request %s failed inside the gateway\nTraceback:\n%s%s", self.id, where, kind)
+            # The edge of the data plane: a fault of ours ends one request, not the gateway.
+            log.error("request %s failed inside the gateway\n%s", self.id, wordless(error))
             await client.tell(Broken("the gateway failed; its log has the reason", "gateway_error", 500))
         finally:
             if self.entered is not None:

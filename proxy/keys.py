@@ -4,11 +4,11 @@ import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from proxy.budget import Terms
 from proxy.config import Admin, ConfigError, Key
+from proxy.loopback import is_here
 from proxy.quota import Bucket, Quota
 from proxy.refusal import Refusal
 
@@ -145,10 +145,7 @@ def _is_page_elsewhere(headers: Headers) -> bool:
         return True
     if parts.scheme not in ("http", "https"):
         return origin == b"null"  # others are programs
-    try:
-        return not ip_address(host).is_loopback
-    except ValueError:
-        return host != "localhost" and not host.endswith(".localhost")
+    return not is_here(host)
 
 
 def _caller(key: Key) -> Caller:

@@ -1,10 +1,10 @@
 """Any endpoint that speaks the OpenAI API and tells nothing of itself; the other kinds build on it."""
 
-from ipaddress import ip_address
 from urllib.parse import urlsplit
 
 from proxy.config import ConfigError, EngineConfig
 from proxy.engines.interface import EngineSample
+from proxy.loopback import is_here
 
 
 class OpenAI:
@@ -44,7 +44,4 @@ def is_loopback(engine: str, url: str) -> bool:
         raise ConfigError(f"engine {engine}: url {url!r}: {error}") from None
     if not host:
         raise ConfigError(f"engine {engine}: url {url!r} has no host")
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
+    return is_here(host)

@@ -37,7 +37,7 @@ class Line:
     def resume_reading(self) -> None:
         self.reading += 1
 
-    def await_body(self) -> None:
+    def await_client(self) -> None:
         self.awaited += 1
 
     def close(self) -> None:
